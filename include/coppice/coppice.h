@@ -1,0 +1,85 @@
+/* Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+ *
+ * The C interface: attention of one layer, dense or pruned, over strided views. Plain C89 but for
+ * <stdint.h>. Every call returns 0, or an error code with its text in coppice_last_error().
+ *
+ *   coppice_attend_args args;
+ *   coppice_attend_args_init(&args);
+ *   args.queries.data = q; ...
+ *   if (coppice_attend(&args) != COPPICE_OK) fprintf(stderr, "%s\n", coppice_last_error());
+ */
+#ifndef COPPICE_COPPICE_H_
+#define COPPICE_COPPICE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define COPPICE_API __attribute__((visibility("default")))
+#else
+#define COPPICE_API
+#endif
+
+#define COPPICE_ABI_VERSION 1
+
+enum coppice_error {
+  COPPICE_OK = 0,
+  COPPICE_INVALID_ARGUMENT = 1,
+  COPPICE_NOT_FOUND = 2,
+  COPPICE_RESOURCE_EXHAUSTED = 3,
+  COPPICE_UNIMPLEMENTED = 4,
+  COPPICE_INTERNAL = 5
+};
+
+enum coppice_dtype { COPPICE_F32 = 0, COPPICE_F16 = 1, COPPICE_BF16 = 2 };
+
+/* A view [tokens, heads, dim]: element (t, h, i) lies at data + t * token_stride + h * head_stride +
+ * i * element size; strides are in bytes. */
+typedef struct coppice_tensor {
+  void* data;
+  int32_t dtype; /* enum coppice_dtype */
+  int64_t tokens;
+  int64_t heads;
+  int64_t dim;
+  int64_t token_stride;
+  int64_t head_stride;
+} coppice_tensor;
+
+typedef struct coppice_attend_args {
+  uint32_t struct_size;   /* sizeof(coppice_attend_args), set by coppice_attend_args_init */
+  coppice_tensor queries; /* f32 [queries, heads, dim_k], not scaled */
+  coppice_tensor keys;    /* [keys, kv_heads, dim_k]; the last query sits on the last key */
+  coppice_tensor values;  /* [keys, kv_heads, dim_v] */
+  coppice_tensor output;  /* f32 [queries, heads, dim_v] */
+  float* lse;             /* [queries, heads], natural log, or null */
+  float scale;            /* 0: 1 / sqrt(dim_k) */
+  const char* method;     /* "dense", "hip", "streaming", ... */
+  int32_t budget;         /* tokens; this and the following as in coppice/settings.h */
+  int32_t block_k;
+  int32_t block_q;
+  int32_t query_stride;
+  int32_t sink;
+  int32_t window;
+  int32_t representative_center; /* 0: first */
+  int32_t share_group;
+  int32_t threads;
+} coppice_attend_args;
+
+/* "0.1.0" */
+COPPICE_API const char* coppice_version(void);
+/* COPPICE_ABI_VERSION of the library at hand. */
+COPPICE_API int coppice_abi_version(void);
+/* Text of the last error in this thread; valid until its next call. Never null. */
+COPPICE_API const char* coppice_last_error(void);
+/* The defaults of coppice/settings.h, one thread. */
+COPPICE_API void coppice_attend_args_init(coppice_attend_args* args);
+COPPICE_API int coppice_attend(const coppice_attend_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* COPPICE_COPPICE_H_ */

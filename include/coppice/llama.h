@@ -1,0 +1,64 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The door into llama.cpp: give a llama_context our attention. It needs nothing but llama.cpp's
+// public API; the kernels run on the context's own threads.
+//
+//   auto attention = coppice::LlamaAttention::Create(settings);
+//   llama_context_params params = llama_context_default_params();
+//   coppice::Status status = (*attention)->Attach(params);
+//   llama_context* context = llama_init_from_model(model, params);
+//   ...                          // llama_decode as ever
+//   llama_free(context);         // before the attention object goes
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "coppice/attention.h"
+#include "coppice/settings.h"
+#include "coppice/status.h"
+
+struct llama_context_params;
+
+namespace coppice {
+
+// What happened in one phase: prefill (batches of several tokens) or decode (one token).
+struct LlamaPhaseStats {
+  AttentionStats attention;
+  double seconds = 0;  // wall time in attention, all layers
+};
+
+struct LlamaStats {
+  LlamaPhaseStats prefill;
+  LlamaPhaseStats decode;
+  std::uint64_t calls = 0;  // attention operations, one for each layer and batch
+  // Operations that could not be pruned although the settings asked for it, and why:
+  // "mask is not a causal prefix", "keys are out of order", "q8_0 keys: left to llama.cpp", ...
+  // Layers dense by the settings or by the model's own sliding window do not count.
+  std::uint64_t dense_fallbacks = 0;
+  std::map<std::string, std::uint64_t> fallback_reasons;
+};
+
+class LlamaAttention {
+ public:
+  static Result<std::unique_ptr<LlamaAttention>> Create(const AttentionSettings& settings,
+                                                        std::string_view isa = {});
+  ~LlamaAttention();
+
+  // Sets cb_eval, cb_eval_user_data and flash_attn_type of `params`; one context for each object.
+  // kInvalidArgument when another cb_eval is set already, or on a second call.
+  Status Attach(llama_context_params& params);
+
+  LlamaStats stats() const;
+  void ClearStats();
+
+ private:
+  struct Impl;
+  explicit LlamaAttention(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace coppice

@@ -1,0 +1,84 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The function table: everything that touches every byte. One table for each instruction set, all
+// with the same contracts; generic/ is the scalar twin that the others are tested against.
+// A kernel takes pointers, strides and counts. It does not allocate, lock, throw or know threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "coppice/attention.h"
+#include "coppice/tensor.h"
+
+namespace coppice {
+
+// Rows of one KV head: row j at data + j * stride, `dim` elements of `type`.
+struct RowsView {
+  const std::byte* data = nullptr;
+  std::int64_t stride = 0;  // bytes
+  DType type = DType::kF32;
+  int dim = 0;
+};
+
+// Keys to read, with what each query row may see of them: row r sees key j of a run when
+// visible[r].begin <= j < visible[r].end, with mask_rows[r][j] added to its score.
+struct KeySegment {
+  const KeyRange* runs = nullptr;  // sorted, disjoint
+  int run_count = 0;
+  const KeyRange* visible = nullptr;         // [rows]
+  const std::byte* const* mask_rows = nullptr;  // [rows] or null
+  DType mask_type = DType::kF16;
+};
+
+// Attention of `rows` query rows (tokens x heads of the group) over one KV head.
+// The segments must be disjoint for each row.
+struct AttendArgs {
+  int rows = 0;
+  const float* const* queries = nullptr;  // [rows] -> [dim_k]
+  RowsView keys;
+  RowsView values;
+  float scale = 1;
+  const KeySegment* segments = nullptr;
+  int segment_count = 0;
+  float* const* outputs = nullptr;  // [rows] -> [dim_v]; zero where nothing is visible
+  float* lses = nullptr;            // [rows], natural log; -inf where nothing is visible
+  std::byte* scratch = nullptr;     // attend_scratch bytes, 64-byte aligned
+};
+
+// scores[i] = max over rows r and keys j in {start, start + 1, ..} of block i, j < limit, of
+// queries[r] . keys[j]. Every start is below limit.
+struct ScoreArgs {
+  int rows = 0;
+  const float* const* queries = nullptr;  // [rows] -> [keys.dim]
+  RowsView keys;
+  const std::int32_t* starts = nullptr;  // [count]
+  int count = 0;
+  int block_size = 1;
+  std::int32_t limit = 0;
+  float* scores = nullptr;       // [count]
+  std::byte* scratch = nullptr;  // score_scratch bytes, 64-byte aligned
+};
+
+struct KernelTable {
+  std::string_view isa;
+  // Rows that fill a tile: the grain at which work should be cut.
+  int tile_rows;
+  // dim_k and dim_v must be multiples of this.
+  int dim_multiple;
+  void (*attend)(const AttendArgs&);
+  std::size_t (*attend_scratch)(int rows, int dim_k, int dim_v);
+  void (*score_blocks)(const ScoreArgs&);
+  std::size_t (*score_scratch)(int rows, int dim);
+};
+
+// Never null for the isa "generic". Null when this machine or this build lacks it.
+const KernelTable* FindKernels(std::string_view isa);
+// The best for these dims.
+const KernelTable& BestKernels(int dim_k, int dim_v);
+// All that run here, slowest first.
+const std::vector<const KernelTable*>& AvailableKernels();
+
+}  // namespace coppice

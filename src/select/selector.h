@@ -1,0 +1,43 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// A selector answers one question: which key blocks does this query block need? It knows neither
+// softmax nor threads. A new method is one file in this folder and one line in registry.cc.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "coppice/settings.h"
+#include "kernels/table.h"
+
+namespace coppice {
+
+// One query block of one selection head.
+struct SelectArgs {
+  const float* const* queries = nullptr;  // [tokens * heads_per_token] -> [dim], token-major
+  int tokens = 0;                         // query tokens of the block
+  int heads_per_token = 1;                // query heads that share the selection
+  RowsView keys;                          // of the KV head
+  std::int32_t visible = 0;   // keys that the last token of the block may see
+  std::int32_t* starts = nullptr;  // [Capacity()], written: first tokens of the blocks, ascending
+  std::byte* scratch = nullptr;    // ScratchBytes(), 64-byte aligned
+};
+
+class Selector {
+ public:
+  virtual ~Selector() = default;
+  // Blocks that one selection can hold.
+  virtual int Capacity() const = 0;
+  // tokens: of the largest query block.
+  virtual std::size_t ScratchBytes(const KernelTable& kernels, int tokens, int heads_per_token,
+                                   int dim) const = 0;
+  // Writes args.starts and returns their number, or BlockMask::kEverything when the budget covers
+  // all that is visible outside of sink and window.
+  virtual std::int32_t Select(const KernelTable& kernels, const SelectArgs& args) const = 0;
+};
+
+// kNotFound for an unknown method; "dense" is no selector.
+Result<std::unique_ptr<Selector>> MakeSelector(const AttentionSettings& settings);
+
+}  // namespace coppice
