@@ -56,7 +56,7 @@ struct AttentionInputs {
   // key. Else one range for each query token, and / or a mask added to the scores. Both are dense:
   // only plain causal inputs are pruned.
   const KeyRange* visible = nullptr;  // [queries]
-  MaskView mask;
+  MaskView mask = {};
 };
 
 struct AttentionStats {
@@ -69,6 +69,7 @@ struct AttentionStats {
 // Scratch memory that consecutive layers share. One plan at a time may run in it.
 class Workspace {
  public:
+  struct Impl;
   explicit Workspace(int threads);
   ~Workspace();
   Workspace(Workspace&&) noexcept;
@@ -79,12 +80,13 @@ class Workspace {
 
  private:
   friend class Attention;
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
 class Attention {
  public:
+  struct Impl;
+
   // isa: a name of AvailableIsas(), or empty for the best that this machine has.
   static Result<Attention> Create(const AttentionSettings& settings, std::string_view isa = {});
   Attention(Attention&&) noexcept;
@@ -111,7 +113,6 @@ class Attention {
   std::string_view isa() const;
 
  private:
-  struct Impl;
   explicit Attention(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -5,7 +5,7 @@
 //
 //   auto attention = coppice::LlamaAttention::Create(settings);
 //   llama_context_params params = llama_context_default_params();
-//   coppice::Status status = (*attention)->Attach(params);
+//   coppice::Status status = (*attention)->Attach(params, model);
 //   llama_context* context = llama_init_from_model(model, params);
 //   ...                          // llama_decode as ever
 //   llama_free(context);         // before the attention object goes
@@ -22,22 +22,24 @@
 #include "coppice/status.h"
 
 struct llama_context_params;
+struct llama_model;
 
 namespace coppice {
 
 // What happened in one phase: prefill (batches of several tokens) or decode (one token).
 struct LlamaPhaseStats {
   AttentionStats attention;
-  double seconds = 0;  // wall time in attention, all layers
+  double seconds = 0;  // wall time in attention, all layers; from the first thread in to the last out
 };
 
 struct LlamaStats {
   LlamaPhaseStats prefill;
   LlamaPhaseStats decode;
   std::uint64_t calls = 0;  // attention operations, one for each layer and batch
-  // Operations that could not be pruned although the settings asked for it, and why:
-  // "mask is not a causal prefix", "keys are out of order", "q8_0 keys: left to llama.cpp", ...
-  // Layers dense by the settings or by the model's own sliding window do not count.
+  // Operations that were not done as the settings ask, and why: dense where they say pruned
+  // ("mask is not a causal prefix", "keys are out of order"), or not by us at all
+  // ("q8_0 keys: left to llama.cpp"). Layers that are dense by the settings, or because of the
+  // model's own sliding window, do not count.
   std::uint64_t dense_fallbacks = 0;
   std::map<std::string, std::uint64_t> fallback_reasons;
 };
@@ -49,8 +51,10 @@ class LlamaAttention {
   ~LlamaAttention();
 
   // Sets cb_eval, cb_eval_user_data and flash_attn_type of `params`; one context for each object.
+  // The model tells how long its sliding window is: its layers are left unpruned from the first
+  // token on. Without it they are known by their smaller cache, and not in the first batch.
   // kInvalidArgument when another cb_eval is set already, or on a second call.
-  Status Attach(llama_context_params& params);
+  Status Attach(llama_context_params& params, const llama_model* model = nullptr);
 
   LlamaStats stats() const;
   void ClearStats();

@@ -1,0 +1,283 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// What one work item does: select (when pruned), name the keys that each row sees, attend, and
+// merge where the keys were split. Runs on any thread; allocates and locks nothing.
+//
+// A pruned row at position p reads the disjoint union (InfiniteHiP, arXiv 2502.08910, and HiP)
+//   far:   sink and selected blocks, j <= p - window
+//   near:  the sliding window,       p - window < j <= p
+#include <algorithm>
+#include <chrono>
+
+#include "attention/attention_impl.h"
+
+namespace coppice {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+std::int64_t NanosecondsSince(Clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+}
+
+// Query tokens [first, last) and query heads [head, head + heads_per_tile) of a tile.
+struct Tile {
+  int index;
+  int first;
+  int last;
+  int block;  // index of the query block
+  int head;   // first query head
+  int selection_head;
+  int rows;
+};
+
+// The newest tokens first: in causal prefill they are the longest, and are best begun early.
+Tile TileAt(const AttentionPlan& plan, int index) {
+  Tile tile;
+  tile.index = index;
+  tile.block = plan.token_tiles - 1 - index / plan.tile_heads;
+  tile.selection_head = index % plan.tile_heads;
+  tile.first = tile.block * plan.tile_tokens;
+  tile.last = std::min(tile.first + plan.tile_tokens, plan.queries);
+  tile.head = tile.selection_head * plan.heads_per_tile;
+  tile.rows = (tile.last - tile.first) * plan.heads_per_tile;
+  return tile;
+}
+
+RowsView HeadRows(const TensorView& view, int head) {
+  return {view.Row(0, head), view.token_stride, view.type, static_cast<int>(view.dim)};
+}
+
+// Points queries, outputs and lses at the rows of a tile, token-major.
+void PointAtRows(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
+                 ItemScratch& scratch) {
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
+      const int head = tile.head + h;
+      scratch.queries[row] =
+          reinterpret_cast<const float*>(inputs.queries.Row(token, head));
+      scratch.outputs[row] = inputs.output.Row(token, head);
+    }
+  }
+}
+
+AttendArgs KernelArgs(const Attention::Impl& attention, const Tile& tile,
+                      const ItemScratch& scratch) {
+  const int kv_head = tile.head / attention.plan.group();
+  return {.rows = tile.rows,
+          .queries = scratch.queries,
+          .keys = HeadRows(attention.inputs.keys, kv_head),
+          .values = HeadRows(attention.inputs.values, kv_head),
+          .scale = attention.inputs.scale,
+          .outputs = scratch.outputs,
+          .lses = scratch.lses,
+          .scratch = scratch.kernel};
+}
+
+void WriteLses(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
+               const float* lses) {
+  if (inputs.lse == nullptr) return;
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
+      inputs.lse[static_cast<std::int64_t>(token) * plan.heads + tile.head + h] = lses[row];
+    }
+  }
+}
+
+// Visible keys of each row for dense attention, cut to [split_begin, split_end). Returns their sum.
+std::uint64_t DenseRanges(const AttentionInputs& inputs, const AttentionPlan& plan,
+                          const Tile& tile, KeyRange split, KeyRange* rows) {
+  std::uint64_t sum = 0;
+  const int first_position = plan.keys - plan.queries;
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    KeyRange range = {0, plan.keys};
+    if (inputs.visible != nullptr) {
+      range = inputs.visible[token];
+    } else if (inputs.mask.data == nullptr) {
+      range.end = first_position + token + 1;
+    }
+    range.begin = std::max(range.begin, split.begin);
+    range.end = std::max(range.begin, std::min(range.end, split.end));
+    for (int h = 0; h < plan.heads_per_tile; ++h) rows[row++] = range;
+    sum += static_cast<std::uint64_t>(range.end - range.begin) *
+           static_cast<std::uint64_t>(plan.heads_per_tile);
+  }
+  return sum;
+}
+
+void PointAtMask(const MaskView& mask, const AttentionPlan& plan, const Tile& tile,
+                 const std::byte** rows) {
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    for (int h = 0; h < plan.heads_per_tile; ++h) {
+      rows[row++] = static_cast<const std::byte*>(mask.data) + token * mask.row_stride;
+    }
+  }
+}
+
+// Merges the pieces of a tile, in the order of the keys.
+void MergeTile(const Attention::Impl& attention, const Tile& tile, const PartialScratch& partials,
+               ItemScratch& scratch) {
+  const AttentionPlan& plan = attention.plan;
+  constexpr int kMostSplits = 64;  // plan.cc makes at most kEnoughItems pieces
+  const float* parts[kMostSplits];
+  float lses[kMostSplits];
+  for (int row = 0; row < tile.rows; ++row) {
+    for (int split = 0; split < plan.splits; ++split) {
+      const std::size_t at =
+          static_cast<std::size_t>(tile.index * plan.splits + split) *
+              static_cast<std::size_t>(plan.tile_rows()) +
+          static_cast<std::size_t>(row);
+      parts[split] = partials.outputs + at * static_cast<std::size_t>(plan.dim_v);
+      lses[split] = partials.lses[at];
+    }
+    const auto count = static_cast<std::size_t>(plan.splits);
+    scratch.lses[row] =
+        MergePartials({parts, count}, {lses, count}, plan.dim_v, scratch.outputs[row]);
+  }
+  WriteLses(attention.inputs, plan, tile, scratch.lses);
+}
+
+// Runs of sink and selected blocks, ascending and disjoint. Returns their number.
+int FarRuns(const AttentionSettings& settings, std::span<const std::int32_t> starts,
+            std::int32_t keys, KeyRange* runs) {
+  int count = 0;
+  if (settings.sink > 0) runs[count++] = {0, std::min(settings.sink, keys)};
+  for (const std::int32_t start : starts) {
+    const std::int32_t end = std::min(start + settings.block_k, keys);
+    if (count > 0 && runs[count - 1].end == start) {
+      runs[count - 1].end = end;
+    } else {
+      runs[count++] = {start, end};
+    }
+  }
+  return count;
+}
+
+std::uint64_t KeysIn(const KeyRange* runs, int count, KeyRange visible) {
+  std::uint64_t keys = 0;
+  for (int i = 0; i < count; ++i) {
+    const std::int32_t begin = std::max(runs[i].begin, visible.begin);
+    const std::int32_t end = std::min(runs[i].end, visible.end);
+    if (end > begin) keys += static_cast<std::uint64_t>(end - begin);
+  }
+  return keys;
+}
+
+void SelectBlocks(Attention::Impl& attention, const Tile& tile, const ItemScratch& scratch) {
+  const AttentionPlan& plan = attention.plan;
+  const SelectArgs args = {
+      .queries = scratch.queries,
+      .tokens = tile.last - tile.first,
+      .heads_per_token = plan.heads_per_tile,
+      .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
+      .visible = plan.keys - plan.queries + tile.last,
+      .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
+      .scratch = scratch.select};
+  attention.mask.counts[attention.mask.RowIndex(tile.selection_head, tile.block)] =
+      attention.selector->Select(*attention.kernels, args);
+}
+
+}  // namespace
+
+void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratch) {
+  const auto start = Clock::now();
+  const AttentionPlan& plan = attention.plan;
+  const int split = item % plan.splits;
+  const Tile tile = TileAt(plan, item / plan.splits);
+  ItemScratch scratch = LayOutItem(thread_scratch, plan, *attention.kernels, nullptr);
+  PointAtRows(attention.inputs, plan, tile, scratch);
+
+  KeyRange run = {split * plan.split_keys, std::min((split + 1) * plan.split_keys, plan.keys)};
+  const std::uint64_t visible =
+      DenseRanges(attention.inputs, plan, tile, run, scratch.near);
+  KeySegment segment = {.runs = &run, .run_count = 1, .visible = scratch.near};
+  if (attention.inputs.mask.data != nullptr) {
+    PointAtMask(attention.inputs.mask, plan, tile, scratch.mask_rows);
+    segment.mask_rows = scratch.mask_rows;
+    segment.mask_type = attention.inputs.mask.type;
+  }
+  AttendArgs args = KernelArgs(attention, tile, scratch);
+  args.segments = &segment;
+  args.segment_count = 1;
+
+  if (plan.splits == 1) {
+    attention.kernels->attend(args);
+    WriteLses(attention.inputs, plan, tile, scratch.lses);
+  } else {
+    const PartialScratch partials = LayOutPartials(attention.workspace->shared.get(), plan);
+    const std::size_t at =
+        static_cast<std::size_t>(item) * static_cast<std::size_t>(plan.tile_rows());
+    for (int row = 0; row < tile.rows; ++row) {
+      scratch.outputs[row] = partials.outputs + (at + static_cast<std::size_t>(row)) *
+                                                    static_cast<std::size_t>(plan.dim_v);
+    }
+    args.lses = partials.lses + at;
+    attention.kernels->attend(args);
+    std::atomic<int>& finished = attention.workspace->finished[static_cast<std::size_t>(tile.index)];
+    if (finished.fetch_add(1, std::memory_order_acq_rel) == plan.splits - 1) {
+      finished.store(0, std::memory_order_relaxed);
+      PointAtRows(attention.inputs, plan, tile, scratch);
+      MergeTile(attention, tile, partials, scratch);
+    }
+  }
+  attention.keys_read.fetch_add(visible, std::memory_order_relaxed);
+  attention.keys_visible.fetch_add(visible, std::memory_order_relaxed);
+  attention.attend_ns.fetch_add(NanosecondsSince(start), std::memory_order_relaxed);
+}
+
+void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scratch) {
+  const auto start = Clock::now();
+  const AttentionPlan& plan = attention.plan;
+  const AttentionSettings& settings = attention.settings;
+  const Tile tile = TileAt(plan, item);
+  ItemScratch scratch =
+      LayOutItem(thread_scratch, plan, *attention.kernels, attention.selector.get());
+  PointAtRows(attention.inputs, plan, tile, scratch);
+  if (!attention.reuse_selection) SelectBlocks(attention, tile, scratch);
+  const std::int64_t select_ns = NanosecondsSince(start);
+
+  const bool everything = attention.mask.Everything(tile.selection_head, tile.block);
+  const int far_count =
+      everything ? 0
+                 : FarRuns(settings, attention.mask.Row(tile.selection_head, tile.block),
+                           plan.keys, scratch.runs);
+  const int first_position = plan.keys - plan.queries;
+  std::uint64_t read = 0;
+  std::uint64_t visible = 0;
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    const int position = first_position + token;
+    const int newest = attention.reuse_selection ? attention.kept.made_at : position;
+    const int near_begin = everything ? 0 : std::max(0, newest + 1 - settings.window);
+    const KeyRange far = {0, std::min(near_begin, position + 1)};
+    const KeyRange near = {far.end, position + 1};
+    const auto heads = static_cast<std::uint64_t>(plan.heads_per_tile);
+    read += heads * (KeysIn(scratch.runs, far_count, far) +
+                     static_cast<std::uint64_t>(near.end - near.begin));
+    visible += heads * static_cast<std::uint64_t>(position + 1);
+    for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
+      scratch.far[row] = far;
+      scratch.near[row] = near;
+    }
+  }
+  const KeyRange all = {0, plan.keys};
+  const KeySegment segments[] = {
+      {.runs = scratch.runs, .run_count = far_count, .visible = scratch.far},
+      {.runs = &all, .run_count = 1, .visible = scratch.near}};
+  AttendArgs args = KernelArgs(attention, tile, scratch);
+  args.segments = segments;
+  args.segment_count = 2;
+  attention.kernels->attend(args);
+  WriteLses(attention.inputs, plan, tile, scratch.lses);
+
+  attention.keys_read.fetch_add(read, std::memory_order_relaxed);
+  attention.keys_visible.fetch_add(visible, std::memory_order_relaxed);
+  attention.select_ns.fetch_add(select_ns, std::memory_order_relaxed);
+  attention.attend_ns.fetch_add(NanosecondsSince(start) - select_ns, std::memory_order_relaxed);
+}
+
+}  // namespace coppice

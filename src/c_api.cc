@@ -1,0 +1,118 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The C interface over the C++ one: checks, converts, and keeps the text of the last error.
+#include <new>
+#include <string>
+
+#include "coppice/attention.h"
+#include "coppice/coppice.h"
+
+namespace {
+
+thread_local std::string last_error;
+
+int ErrorCode(coppice::StatusCode code) {
+  switch (code) {
+    case coppice::StatusCode::kOk:
+      return COPPICE_OK;
+    case coppice::StatusCode::kInvalidArgument:
+      return COPPICE_INVALID_ARGUMENT;
+    case coppice::StatusCode::kNotFound:
+      return COPPICE_NOT_FOUND;
+    case coppice::StatusCode::kResourceExhausted:
+      return COPPICE_RESOURCE_EXHAUSTED;
+    case coppice::StatusCode::kUnimplemented:
+      return COPPICE_UNIMPLEMENTED;
+    default:
+      return COPPICE_INTERNAL;
+  }
+}
+
+coppice::TensorView View(const coppice_tensor& tensor) {
+  return {tensor.data,  static_cast<coppice::DType>(tensor.dtype), tensor.tokens, tensor.heads,
+          tensor.dim,   tensor.token_stride,                       tensor.head_stride};
+}
+
+coppice::Status AttendChecked(const coppice_attend_args& args) {
+  using coppice::Status;
+  if (args.struct_size != sizeof(coppice_attend_args)) {
+    return Status::InvalidArgument("struct_size is " + std::to_string(args.struct_size) + ", not " +
+                                   std::to_string(sizeof(coppice_attend_args)) +
+                                   "; call coppice_attend_args_init");
+  }
+  if (args.method == nullptr) return Status::InvalidArgument("method is null");
+  if (args.threads < 1 || args.threads > 1024) {
+    return Status::InvalidArgument("threads is " + std::to_string(args.threads) +
+                                   "; it must be between 1 and 1024");
+  }
+  for (const coppice_tensor* tensor : {&args.queries, &args.keys, &args.values, &args.output}) {
+    if (tensor->dtype < COPPICE_F32 || tensor->dtype > COPPICE_BF16) {
+      return Status::InvalidArgument("dtype is " + std::to_string(tensor->dtype) +
+                                     "; known: 0 (f32), 1 (f16), 2 (bf16)");
+    }
+  }
+  if (args.output.dtype != COPPICE_F32) return Status::InvalidArgument("output must be f32");
+
+  coppice::AttentionSettings settings;
+  settings.method = args.method;
+  settings.budget = args.budget;
+  settings.block_k = args.block_k;
+  settings.block_q = args.block_q;
+  settings.query_stride = args.query_stride;
+  settings.sink = args.sink;
+  settings.window = args.window;
+  settings.representative = args.representative_center != 0 ? coppice::Representative::kCenter
+                                                            : coppice::Representative::kFirst;
+  settings.share_group = args.share_group != 0;
+
+  const coppice::AttentionInputs inputs = {
+      .queries = View(args.queries),
+      .keys = View(args.keys),
+      .values = View(args.values),
+      .output = {static_cast<float*>(args.output.data), args.output.tokens, args.output.heads,
+                 args.output.dim, args.output.token_stride, args.output.head_stride},
+      .lse = args.lse,
+      .scale = args.scale};
+  coppice::ThreadPool pool(args.threads);
+  return coppice::Attend(inputs, settings, pool);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* coppice_version(void) { return COPPICE_VERSION; }
+int coppice_abi_version(void) { return COPPICE_ABI_VERSION; }
+const char* coppice_last_error(void) { return last_error.c_str(); }
+
+void coppice_attend_args_init(coppice_attend_args* args) {
+  const coppice::AttentionSettings defaults;
+  *args = {};
+  args->struct_size = sizeof(coppice_attend_args);
+  args->method = "hip";
+  args->budget = defaults.budget;
+  args->block_k = defaults.block_k;
+  args->block_q = defaults.block_q;
+  args->query_stride = defaults.query_stride;
+  args->sink = defaults.sink;
+  args->window = defaults.window;
+  args->representative_center = defaults.representative == coppice::Representative::kCenter;
+  args->share_group = defaults.share_group;
+  args->threads = 1;
+}
+
+int coppice_attend(const coppice_attend_args* args) {
+  try {
+    const coppice::Status status =
+        args == nullptr ? coppice::Status::InvalidArgument("args is null") : AttendChecked(*args);
+    last_error = status.message();
+    return ErrorCode(status.code());
+  } catch (const std::bad_alloc&) {
+    return COPPICE_RESOURCE_EXHAUSTED;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return COPPICE_INTERNAL;
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,120 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The scalar twin: the kernels of table.h, written to be read. Sums are kept in double, so it is
+// also the most accurate of the twins. Slow; chosen only where nothing else runs.
+//
+//   o_r = sum_j p_rj v_j / sum_j p_rj,  p_rj = exp(s_rj - max_j s_rj),
+//   s_rj = scale * q_r . k_j + mask_rj,  over the keys j that row r sees
+//   lse_r = max_j s_rj + log sum_j p_rj
+//
+// Cost: 6 FLOP for each row, key and dim (scores are computed twice), one read of K and V a row.
+#include "kernels/generic/attend.h"
+
+#include <cmath>
+#include <limits>
+
+#include "core/align.h"
+#include "core/half.h"
+
+namespace coppice::generic {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+float Element(const std::byte* row, DType type, std::int64_t i) {
+  switch (type) {
+    case DType::kF16:
+      return F32FromF16(reinterpret_cast<const std::uint16_t*>(row)[i]);
+    case DType::kBF16:
+      return F32FromBf16(reinterpret_cast<const std::uint16_t*>(row)[i]);
+    case DType::kF32:
+      break;
+  }
+  return reinterpret_cast<const float*>(row)[i];
+}
+
+double Dot(const float* query, const RowsView& keys, std::int64_t key) {
+  const std::byte* row = keys.data + key * keys.stride;
+  double sum = 0;
+  for (int i = 0; i < keys.dim; ++i) {
+    sum += static_cast<double>(query[i]) * Element(row, keys.type, i);
+  }
+  return sum;
+}
+
+// Calls visit(key, score) for every key that the row sees and that its mask leaves finite.
+template <typename Visit>
+void ForVisibleKeys(const AttendArgs& args, int row, Visit visit) {
+  for (int s = 0; s < args.segment_count; ++s) {
+    const KeySegment& segment = args.segments[s];
+    const KeyRange visible = segment.visible[row];
+    for (int run = 0; run < segment.run_count; ++run) {
+      const KeyRange keys = segment.runs[run];
+      for (std::int32_t key = keys.begin; key < keys.end; ++key) {
+        if (key < visible.begin || key >= visible.end) continue;
+        double score = args.scale * Dot(args.queries[row], args.keys, key);
+        if (segment.mask_rows != nullptr) {
+          const float bias = Element(segment.mask_rows[row], segment.mask_type, key);
+          if (bias == -kInfinity) continue;
+          score += bias;
+        }
+        visit(key, score);
+      }
+    }
+  }
+}
+
+void AttendRow(const AttendArgs& args, int row, double* sums) {
+  double highest = -kInfinity;
+  ForVisibleKeys(args, row, [&](std::int32_t, double score) {
+    if (!(score <= highest)) highest = score;  // a NaN stays
+  });
+
+  const int dim = args.values.dim;
+  for (int i = 0; i < dim; ++i) sums[i] = 0;
+  double total = 0;
+  ForVisibleKeys(args, row, [&](std::int32_t key, double score) {
+    const double weight = std::exp(score - highest);
+    total += weight;
+    const std::byte* value = args.values.data + key * args.values.stride;
+    for (int i = 0; i < dim; ++i) sums[i] += weight * Element(value, args.values.type, i);
+  });
+
+  const bool empty = total == 0;
+  for (int i = 0; i < dim; ++i) {
+    args.outputs[row][i] = empty ? 0.0f : static_cast<float>(sums[i] / total);
+  }
+  args.lses[row] = empty ? -kInfinity : static_cast<float>(highest + std::log(total));
+}
+
+void Attend(const AttendArgs& args) {
+  auto* sums = reinterpret_cast<double*>(args.scratch);
+  for (int row = 0; row < args.rows; ++row) AttendRow(args, row, sums);
+}
+
+std::size_t AttendScratch(int /*rows*/, int /*dim_k*/, int dim_v) {
+  return AlignUp(static_cast<std::size_t>(dim_v) * sizeof(double));
+}
+
+void ScoreBlocks(const ScoreArgs& args) {
+  for (int block = 0; block < args.count; ++block) {
+    const std::int32_t begin = args.starts[block];
+    float best = -kInfinity;
+    for (std::int32_t key = begin; key < begin + args.block_size && key < args.limit; ++key) {
+      for (int row = 0; row < args.rows; ++row) {
+        const auto score = static_cast<float>(Dot(args.queries[row], args.keys, key));
+        if (score > best) best = score;
+      }
+    }
+    args.scores[block] = best;
+  }
+}
+
+std::size_t ScoreScratch(int /*rows*/, int /*dim*/) { return 0; }
+
+}  // namespace
+
+const KernelTable kTable = {"generic",    /*tile_rows=*/64, /*dim_multiple=*/1, Attend,
+                            AttendScratch, ScoreBlocks,      ScoreScratch};
+
+}  // namespace coppice::generic
