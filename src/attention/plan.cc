@@ -11,8 +11,9 @@ namespace {
 
 // Below this many tiles the keys are split, so that a few threads still find equal work.
 constexpr int kEnoughItems = 32;
-// A piece is never smaller: at 64 dims in f16 it is 256 KiB of K and V, some 20 microseconds.
-constexpr int kMinSplitKeys = 1024;
+// A piece is never smaller: for one KV head of 64 dims in f16 it is 64 KiB of K and V, about 5
+// microseconds; merging a piece costs 1/256 of that.
+constexpr int kMinSplitKeys = 256;
 
 int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
@@ -83,8 +84,9 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
   plan.split_keys = plan.keys;
   if (plan.pruned) {
     plan.max_runs = selector->Capacity() + 1;  // and the sink
-  } else if (plan.tiles() < kEnoughItems) {
-    const int pieces = CeilDivide(kEnoughItems, plan.tiles());
+  } else {
+    if (plan.tile_rows() <= kernels.few_rows) plan.heads_per_item = plan.tile_heads;
+    const int pieces = CeilDivide(kEnoughItems, plan.item_tiles());
     plan.split_keys = std::max(kMinSplitKeys, CeilDivide(plan.keys, pieces));
     plan.splits = CeilDivide(plan.keys, plan.split_keys);
   }
@@ -96,17 +98,19 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
 ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelTable& kernels,
                        const Selector* selector) {
   const auto rows = static_cast<std::size_t>(plan.tile_rows());
+  const auto problems = static_cast<std::size_t>(plan.heads_per_item);
   ScratchCutter cutter(base);
   ItemScratch scratch;
-  scratch.queries = cutter.Take<const float*>(rows);
-  scratch.outputs = cutter.Take<float*>(rows);
-  scratch.lses = cutter.Take<float>(rows);
+  scratch.problems = cutter.Take<AttendArgs>(problems);
+  scratch.queries = cutter.Take<const float*>(problems * rows);
+  scratch.outputs = cutter.Take<float*>(problems * rows);
+  scratch.lses = cutter.Take<float>(problems * rows);
   scratch.far = cutter.Take<KeyRange>(rows);
   scratch.near = cutter.Take<KeyRange>(rows);
   scratch.mask_rows = cutter.Take<const std::byte*>(rows);
   scratch.runs = cutter.Take<KeyRange>(static_cast<std::size_t>(plan.max_runs));
-  scratch.kernel =
-      cutter.Take<std::byte>(kernels.attend_scratch(plan.tile_rows(), plan.dim_k, plan.dim_v));
+  scratch.kernel = cutter.Take<std::byte>(
+      kernels.attend_scratch(plan.tile_rows(), plan.heads_per_item, plan.dim_k, plan.dim_v));
   scratch.select = selector == nullptr
                        ? nullptr
                        : cutter.Take<std::byte>(selector->ScratchBytes(
@@ -117,7 +121,8 @@ ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelT
 
 PartialScratch LayOutPartials(std::byte* base, const AttentionPlan& plan) {
   const std::size_t rows = plan.splits == 1 ? 0
-                                            : static_cast<std::size_t>(plan.items()) *
+                                            : static_cast<std::size_t>(plan.tiles()) *
+                                                  static_cast<std::size_t>(plan.splits) *
                                                   static_cast<std::size_t>(plan.tile_rows());
   ScratchCutter cutter(base);
   PartialScratch scratch;

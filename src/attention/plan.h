@@ -5,7 +5,8 @@
 //
 //   tile = query tokens [t0, t1) x the query heads of one selection head (a KV head, or one query
 //          head when the group does not share)
-//   item = tile, or one of its `splits` pieces of the keys; the last piece done merges them
+//   item = tile, or one of its `splits` pieces of the keys; the last piece done merges them. In
+//          dense decode an item takes the tiles of all KV heads, whose keys are neighbours.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +31,8 @@ struct AttentionPlan {
   int tile_tokens = 0;   // query tokens in a tile
   int heads_per_tile = 0;  // query heads in a tile
   int token_tiles = 0;
-  int tile_heads = 0;    // heads / heads_per_tile
+  int tile_heads = 0;    // selection heads, or KV heads in dense attention
+  int heads_per_item = 1;  // tiles of neighbouring KV heads that one item solves together
   int splits = 1;        // pieces of the keys
   int split_keys = 0;    // keys in a piece
 
@@ -40,7 +42,8 @@ struct AttentionPlan {
 
   int group() const { return heads / kv_heads; }
   int tiles() const { return token_tiles * tile_heads; }
-  int items() const { return tiles() * splits; }
+  int item_tiles() const { return tiles() / heads_per_item; }
+  int items() const { return item_tiles() * splits; }
   int tile_rows() const { return tile_tokens * heads_per_tile; }
 };
 
@@ -53,9 +56,10 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
 
 // The private memory of a thread while it runs an item; with a null base only its size.
 struct ItemScratch {
-  const float** queries;        // [rows]
-  float** outputs;              // [rows]
-  float* lses;                  // [rows]
+  AttendArgs* problems;         // [heads_per_item]
+  const float** queries;        // [heads_per_item][rows]
+  float** outputs;              // [heads_per_item][rows]
+  float* lses;                  // [heads_per_item][rows]
   KeyRange* far;                // [rows] visible part of sink and selected blocks
   KeyRange* near;               // [rows] visible part of the window, or all that is visible
   const std::byte** mask_rows;  // [rows]
@@ -67,8 +71,8 @@ struct ItemScratch {
 ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelTable& kernels,
                        const Selector* selector);
 
-// The partial results of all items when keys are split: outputs [items][rows][dim_v], lses
-// [items][rows].
+// The partial results when keys are split: outputs [tiles][splits][rows][dim_v], lses
+// [tiles][splits][rows].
 struct PartialScratch {
   float* outputs;
   float* lses;

@@ -14,6 +14,8 @@
 namespace coppice {
 namespace {
 
+constexpr int kMostSplits = 64;  // MakePlan makes fewer
+
 using Clock = std::chrono::steady_clock;
 
 std::int64_t NanosecondsSince(Clock::time_point start) {
@@ -48,31 +50,35 @@ RowsView HeadRows(const TensorView& view, int head) {
   return {view.Row(0, head), view.token_stride, view.type, static_cast<int>(view.dim)};
 }
 
-// Points queries, outputs and lses at the rows of a tile, token-major.
+// Points queries and outputs at the rows of a tile, token-major.
 void PointAtRows(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
-                 ItemScratch& scratch) {
+                 const float** queries, float** outputs) {
   int row = 0;
   for (int token = tile.first; token < tile.last; ++token) {
     for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
       const int head = tile.head + h;
-      scratch.queries[row] =
-          reinterpret_cast<const float*>(inputs.queries.Row(token, head));
-      scratch.outputs[row] = inputs.output.Row(token, head);
+      queries[row] = reinterpret_cast<const float*>(inputs.queries.Row(token, head));
+      outputs[row] = inputs.output.Row(token, head);
     }
   }
 }
 
-AttendArgs KernelArgs(const Attention::Impl& attention, const Tile& tile,
-                      const ItemScratch& scratch) {
+// The kernel's problem for a tile, the n-th of its item.
+AttendArgs& MakeProblem(const Attention::Impl& attention, const Tile& tile, int n,
+                        std::span<const KeySegment> segments, ItemScratch& scratch) {
   const int kv_head = tile.head / attention.plan.group();
-  return {.rows = tile.rows,
-          .queries = scratch.queries,
-          .keys = HeadRows(attention.inputs.keys, kv_head),
-          .values = HeadRows(attention.inputs.values, kv_head),
-          .scale = attention.inputs.scale,
-          .outputs = scratch.outputs,
-          .lses = scratch.lses,
-          .scratch = scratch.kernel};
+  const int row = n * attention.plan.tile_rows();
+  scratch.problems[n] = {.rows = tile.rows,
+                         .queries = scratch.queries + row,
+                         .keys = HeadRows(attention.inputs.keys, kv_head),
+                         .values = HeadRows(attention.inputs.values, kv_head),
+                         .scale = attention.inputs.scale,
+                         .segments = segments.data(),
+                         .segment_count = static_cast<int>(segments.size()),
+                         .outputs = scratch.outputs + row,
+                         .lses = scratch.lses + row,
+                         .scratch = scratch.kernel};
+  return scratch.problems[n];
 }
 
 void WriteLses(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
@@ -118,19 +124,22 @@ void PointAtMask(const MaskView& mask, const AttentionPlan& plan, const Tile& ti
   }
 }
 
+// First row of a piece of a tile among the partial results.
+std::size_t PartialRow(const AttentionPlan& plan, const Tile& tile, int split) {
+  return static_cast<std::size_t>(tile.index * plan.splits + split) *
+         static_cast<std::size_t>(plan.tile_rows());
+}
+
 // Merges the pieces of a tile, in the order of the keys.
 void MergeTile(const Attention::Impl& attention, const Tile& tile, const PartialScratch& partials,
                ItemScratch& scratch) {
   const AttentionPlan& plan = attention.plan;
-  constexpr int kMostSplits = 64;  // plan.cc makes at most kEnoughItems pieces
   const float* parts[kMostSplits];
   float lses[kMostSplits];
+  PointAtRows(attention.inputs, plan, tile, scratch.queries, scratch.outputs);
   for (int row = 0; row < tile.rows; ++row) {
     for (int split = 0; split < plan.splits; ++split) {
-      const std::size_t at =
-          static_cast<std::size_t>(tile.index * plan.splits + split) *
-              static_cast<std::size_t>(plan.tile_rows()) +
-          static_cast<std::size_t>(row);
+      const std::size_t at = PartialRow(plan, tile, split) + static_cast<std::size_t>(row);
       parts[split] = partials.outputs + at * static_cast<std::size_t>(plan.dim_v);
       lses[split] = partials.lses[at];
     }
@@ -186,42 +195,50 @@ void SelectBlocks(Attention::Impl& attention, const Tile& tile, const ItemScratc
 void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratch) {
   const auto start = Clock::now();
   const AttentionPlan& plan = attention.plan;
+  const AttentionInputs& inputs = attention.inputs;
   const int split = item % plan.splits;
-  const Tile tile = TileAt(plan, item / plan.splits);
+  const int first_tile = item / plan.splits * plan.heads_per_item;
   ItemScratch scratch = LayOutItem(thread_scratch, plan, *attention.kernels, nullptr);
-  PointAtRows(attention.inputs, plan, tile, scratch);
+  const PartialScratch partials = LayOutPartials(attention.workspace->shared.get(), plan);
 
-  KeyRange run = {split * plan.split_keys, std::min((split + 1) * plan.split_keys, plan.keys)};
-  const std::uint64_t visible =
-      DenseRanges(attention.inputs, plan, tile, run, scratch.near);
+  const Tile first = TileAt(plan, first_tile);  // the others differ in the head only
+  const KeyRange run = {split * plan.split_keys,
+                        std::min((split + 1) * plan.split_keys, plan.keys)};
+  const std::uint64_t visible = DenseRanges(inputs, plan, first, run, scratch.near) *
+                                static_cast<std::uint64_t>(plan.heads_per_item);
   KeySegment segment = {.runs = &run, .run_count = 1, .visible = scratch.near};
-  if (attention.inputs.mask.data != nullptr) {
-    PointAtMask(attention.inputs.mask, plan, tile, scratch.mask_rows);
+  if (inputs.mask.data != nullptr) {
+    PointAtMask(inputs.mask, plan, first, scratch.mask_rows);
     segment.mask_rows = scratch.mask_rows;
-    segment.mask_type = attention.inputs.mask.type;
+    segment.mask_type = inputs.mask.type;
   }
-  AttendArgs args = KernelArgs(attention, tile, scratch);
-  args.segments = &segment;
-  args.segment_count = 1;
+  for (int n = 0; n < plan.heads_per_item; ++n) {
+    const Tile tile = TileAt(plan, first_tile + n);
+    AttendArgs& problem = MakeProblem(attention, tile, n, {&segment, 1}, scratch);
+    const int row = n * plan.tile_rows();
+    PointAtRows(inputs, plan, tile, scratch.queries + row, scratch.outputs + row);
+    if (plan.splits == 1) continue;
+    const std::size_t partial = PartialRow(plan, tile, split);
+    problem.lses = partials.lses + partial;
+    for (int r = 0; r < tile.rows; ++r) {
+      scratch.outputs[row + r] = partials.outputs + (partial + static_cast<std::size_t>(r)) *
+                                                        static_cast<std::size_t>(plan.dim_v);
+    }
+  }
+  attention.kernels->attend(scratch.problems, plan.heads_per_item);
 
   if (plan.splits == 1) {
-    attention.kernels->attend(args);
-    WriteLses(attention.inputs, plan, tile, scratch.lses);
-  } else {
-    const PartialScratch partials = LayOutPartials(attention.workspace->shared.get(), plan);
-    const std::size_t at =
-        static_cast<std::size_t>(item) * static_cast<std::size_t>(plan.tile_rows());
-    for (int row = 0; row < tile.rows; ++row) {
-      scratch.outputs[row] = partials.outputs + (at + static_cast<std::size_t>(row)) *
-                                                    static_cast<std::size_t>(plan.dim_v);
+    for (int n = 0; n < plan.heads_per_item; ++n) {
+      WriteLses(inputs, plan, TileAt(plan, first_tile + n), scratch.problems[n].lses);
     }
-    args.lses = partials.lses + at;
-    attention.kernels->attend(args);
-    std::atomic<int>& finished = attention.workspace->finished[static_cast<std::size_t>(tile.index)];
+  } else {
+    std::atomic<int>& finished =
+        attention.workspace->finished[static_cast<std::size_t>(item / plan.splits)];
     if (finished.fetch_add(1, std::memory_order_acq_rel) == plan.splits - 1) {
       finished.store(0, std::memory_order_relaxed);
-      PointAtRows(attention.inputs, plan, tile, scratch);
-      MergeTile(attention, tile, partials, scratch);
+      for (int n = 0; n < plan.heads_per_item; ++n) {
+        MergeTile(attention, TileAt(plan, first_tile + n), partials, scratch);
+      }
     }
   }
   attention.keys_read.fetch_add(visible, std::memory_order_relaxed);
@@ -236,7 +253,7 @@ void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scrat
   const Tile tile = TileAt(plan, item);
   ItemScratch scratch =
       LayOutItem(thread_scratch, plan, *attention.kernels, attention.selector.get());
-  PointAtRows(attention.inputs, plan, tile, scratch);
+  PointAtRows(attention.inputs, plan, tile, scratch.queries, scratch.outputs);
   if (!attention.reuse_selection) SelectBlocks(attention, tile, scratch);
   const std::int64_t select_ns = NanosecondsSince(start);
 
@@ -268,10 +285,8 @@ void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scrat
   const KeySegment segments[] = {
       {.runs = scratch.runs, .run_count = far_count, .visible = scratch.far},
       {.runs = &all, .run_count = 1, .visible = scratch.near}};
-  AttendArgs args = KernelArgs(attention, tile, scratch);
-  args.segments = segments;
-  args.segment_count = 2;
-  attention.kernels->attend(args);
+  MakeProblem(attention, tile, 0, segments, scratch);
+  attention.kernels->attend(scratch.problems, 1);
   WriteLses(attention.inputs, plan, tile, scratch.lses);
 
   attention.keys_read.fetch_add(read, std::memory_order_relaxed);

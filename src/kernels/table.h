@@ -33,7 +33,7 @@ struct KeySegment {
   DType mask_type = DType::kF16;
 };
 
-// Attention of `rows` query rows (tokens x heads of the group) over one KV head.
+// One problem: attention of `rows` query rows (tokens x heads of the group) over one KV head.
 // The segments must be disjoint for each row.
 struct AttendArgs {
   int rows = 0;
@@ -45,7 +45,7 @@ struct AttendArgs {
   int segment_count = 0;
   float* const* outputs = nullptr;  // [rows] -> [dim_v]; zero where nothing is visible
   float* lses = nullptr;            // [rows], natural log; -inf where nothing is visible
-  std::byte* scratch = nullptr;     // attend_scratch bytes, 64-byte aligned
+  std::byte* scratch = nullptr;     // of the first problem: attend_scratch bytes, 64-byte aligned
 };
 
 // scores[i] = max over rows r and keys j in {start, start + 1, ..} of block i, j < limit, of
@@ -68,8 +68,11 @@ struct KernelTable {
   int tile_rows;
   // dim_k and dim_v must be multiples of this.
   int dim_multiple;
-  void (*attend)(const AttendArgs&);
-  std::size_t (*attend_scratch)(int rows, int dim_k, int dim_v);
+  // Up to so many rows it pays to hand over the KV heads of a cache in one call.
+  int few_rows;
+  // Solves problems that agree in rows, dims, scale and segments: one for each KV head.
+  void (*attend)(const AttendArgs* problems, int count);
+  std::size_t (*attend_scratch)(int rows, int count, int dim_k, int dim_v);
   void (*score_blocks)(const ScoreArgs&);
   std::size_t (*score_scratch)(int rows, int dim);
 };

@@ -84,7 +84,8 @@ constexpr int kRegisterRows[] = {0, 8, 6};
 
 }  // namespace
 
-const KernelTable avx2::kTable = {"avx2",        /*tile_rows=*/64, /*dim_multiple=*/8, Attend,
-                                  AttendScratch, ScoreBlocks,      ScoreScratch};
+const KernelTable avx2::kTable = {
+    "avx2", /*tile_rows=*/64, /*dim_multiple=*/8, /*few_rows=*/kMaxFewRows,
+    Attend,   AttendScratch,     ScoreBlocks,          ScoreScratch};
 
 }  // namespace coppice

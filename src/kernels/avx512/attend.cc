@@ -75,7 +75,8 @@ constexpr int kRegisterRows[] = {0, 8, 8, 8, 6};
 
 }  // namespace
 
-const KernelTable avx512::kTable = {"avx512",    /*tile_rows=*/128, /*dim_multiple=*/16, Attend,
-                                    AttendScratch, ScoreBlocks,       ScoreScratch};
+const KernelTable avx512::kTable = {
+    "avx512", /*tile_rows=*/128, /*dim_multiple=*/16, /*few_rows=*/kMaxFewRows,
+    Attend,   AttendScratch,     ScoreBlocks,          ScoreScratch};
 
 }  // namespace coppice

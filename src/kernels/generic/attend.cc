@@ -87,12 +87,14 @@ void AttendRow(const AttendArgs& args, int row, double* sums) {
   args.lses[row] = empty ? -kInfinity : static_cast<float>(highest + std::log(total));
 }
 
-void Attend(const AttendArgs& args) {
-  auto* sums = reinterpret_cast<double*>(args.scratch);
-  for (int row = 0; row < args.rows; ++row) AttendRow(args, row, sums);
+void Attend(const AttendArgs* problems, int count) {
+  auto* sums = reinterpret_cast<double*>(problems[0].scratch);
+  for (int p = 0; p < count; ++p) {
+    for (int row = 0; row < problems[p].rows; ++row) AttendRow(problems[p], row, sums);
+  }
 }
 
-std::size_t AttendScratch(int /*rows*/, int /*dim_k*/, int dim_v) {
+std::size_t AttendScratch(int /*rows*/, int /*count*/, int /*dim_k*/, int dim_v) {
   return AlignUp(static_cast<std::size_t>(dim_v) * sizeof(double));
 }
 
@@ -114,7 +116,8 @@ std::size_t ScoreScratch(int /*rows*/, int /*dim*/) { return 0; }
 
 }  // namespace
 
-const KernelTable kTable = {"generic",    /*tile_rows=*/64, /*dim_multiple=*/1, Attend,
-                            AttendScratch, ScoreBlocks,      ScoreScratch};
+const KernelTable kTable = {
+    "generic", /*tile_rows=*/64, /*dim_multiple=*/1, /*few_rows=*/0,
+    Attend,    AttendScratch,    ScoreBlocks,        ScoreScratch};
 
 }  // namespace coppice::generic

@@ -1,0 +1,242 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The tree search of HiP attention (arXiv 2406.09827, section 3): find the key blocks that a query
+// block needs by scoring one representative of each branch, and never looking at most of the keys.
+// It knows no softmax, and of sink, window and causality only where they end the searched range:
+// with window >= block_q + block_k - 1 every key that it scores is older than every query of the
+// block; with less, early queries are scored with keys that attention hides from them.
+//
+//   searched = [sink, visible - window)   B = ceil(|searched| / b_k) blocks   M = ceil(budget /
+//   b_k)
+//
+//   |sink|.........:.........:.........:.........|window|     M branches of B / M blocks
+//        |f...:f...|f...:f...|f...:f...|f...:f...|            each splits: 2 M candidates
+//              ^^^^ ^^^^           ^^^^ ^^^^                  the M best stay, and split again:
+//              f.f. f.f.           f.f. f.f.                  ceil(log2(B / M)) rounds
+//
+//   score(branch) = max of q . k over the chosen query rows and the keys of the branch's
+//                   representative: its first block (f above), or the one in its middle (theorem 1)
+//
+// Integer positions throughout, with the split that leaves no tail uncovered. Every branch ends as
+// one block: the first sizes are at most ceil(B / M), and halving upwards once for each halving of
+// B / M brings that to one.
+//
+// Ties: the higher score, then the left-most branch. This is a total order, so the selection does
+// not depend on the sorting algorithm or the library. A NaN score counts as +inf: the block is read
+// and the NaN reaches the output, as with dense attention.
+//
+// Cost for R query rows of dim d: 2 R b_k d FLOP a candidate, 2 M candidates a round; with the
+// first block as representative a left half keeps its parent's score, so M a round after the first.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+
+#include "coppice/block_mask.h"
+#include "coppice/settings.h"
+#include "core/align.h"
+#include "select/methods.h"
+#include "select/selector.h"
+
+namespace coppice {
+namespace {
+
+constexpr std::int32_t kUnscored = -1;
+
+// Blocks [first, first + size) of the searched range.
+struct Branch {
+  std::int32_t first;
+  std::int32_t size;    // at least 1
+  std::int32_t scored;  // the block that `score` was computed from, or kUnscored
+  float score;
+};
+
+struct Scratch {
+  const float** rows;    // [rows] query rows that score
+  Branch* kept;          // [slots] ascending
+  Branch* candidates;    // [2 * slots] ascending
+  std::int32_t* starts;  // [2 * slots] first tokens of the representatives to score
+  std::int32_t* owners;  // [2 * slots] their candidates
+  float* scores;         // [2 * slots] their scores
+  std::uint64_t* ranks;  // [2 * slots]
+  std::byte* kernel;
+};
+
+// A larger rank is a better candidate. Positions differ, so ranks do.
+std::uint64_t Rank(float score, std::size_t position) {
+  if (std::isnan(score)) score = std::numeric_limits<float>::infinity();
+  const auto bits = std::bit_cast<std::uint32_t>(score + 0.0f);  // -0 ties with +0
+  constexpr std::uint32_t kSign = 0x80000000u;
+  const std::uint32_t ascending = (bits & kSign) != 0 ? ~bits : bits | kSign;
+  return (std::uint64_t{ascending} << 32) | ~static_cast<std::uint32_t>(position);
+}
+
+class HipTree final : public Selector {
+ public:
+  explicit HipTree(const AttentionSettings& settings)
+      : budget_(settings.budget),
+        block_k_(settings.block_k),
+        query_stride_(settings.query_stride),
+        sink_(settings.sink),
+        window_(settings.window),
+        representative_(settings.representative),
+        slots_((settings.budget - 1) / settings.block_k + 1) {}
+
+  int Capacity() const override { return slots_; }
+
+  std::size_t ScratchBytes(const KernelTable& kernels, int tokens, int heads_per_token,
+                           int dim) const override {
+    ScratchCutter cutter(nullptr);
+    const int rows = ScoringRows(tokens, heads_per_token);
+    CutScratch(cutter, rows);
+    return cutter.used() + kernels.score_scratch(rows, dim);
+  }
+
+  std::int32_t Select(const KernelTable& kernels, const SelectArgs& args) const override {
+    const std::int64_t searched = std::int64_t{args.visible} - window_ - sink_;
+    if (searched <= budget_) return BlockMask::kEverything;
+    const auto blocks = static_cast<std::int32_t>((searched - 1) / block_k_ + 1);
+
+    ScratchCutter cutter(args.scratch);
+    const int rows = ScoringRows(args.tokens, args.heads_per_token);
+    const Scratch scratch = CutScratch(cutter, rows);
+    CollectRows(args, scratch.rows);
+
+    PlantBranches(blocks, scratch.kept);
+    for (double span = static_cast<double>(blocks) / slots_; span > 1; span *= 0.5) {
+      const std::size_t count = SplitAll(scratch.kept, scratch.candidates);
+      ScoreAll(kernels, args, rows, count, scratch);
+      KeepBest(count, scratch);
+    }
+    for (int i = 0; i < slots_; ++i) args.starts[i] = FirstToken(scratch.kept[i].first);
+    return slots_;
+  }
+
+ private:
+  std::size_t slots() const { return static_cast<std::size_t>(slots_); }
+
+  // The one function that both measures and lays out; the kernel's scratch comes last.
+  Scratch CutScratch(ScratchCutter& cutter, int rows) const {
+    Scratch scratch;
+    scratch.rows = cutter.Take<const float*>(static_cast<std::size_t>(rows));
+    scratch.kept = cutter.Take<Branch>(slots());
+    scratch.candidates = cutter.Take<Branch>(2 * slots());
+    scratch.starts = cutter.Take<std::int32_t>(2 * slots());
+    scratch.owners = cutter.Take<std::int32_t>(2 * slots());
+    scratch.scores = cutter.Take<float>(2 * slots());
+    scratch.ranks = cutter.Take<std::uint64_t>(2 * slots());
+    scratch.kernel = cutter.Take<std::byte>(0);
+    return scratch;
+  }
+
+  // The last token of every stride scores, or the last of all when there are fewer.
+  int FirstScoringToken(int tokens) const { return std::min(tokens, query_stride_) - 1; }
+
+  int ScoringRows(int tokens, int heads_per_token) const {
+    const int scoring = (tokens - 1 - FirstScoringToken(tokens)) / query_stride_ + 1;
+    return scoring * heads_per_token;
+  }
+
+  void CollectRows(const SelectArgs& args, const float** rows) const {
+    for (int t = FirstScoringToken(args.tokens); t < args.tokens; t += query_stride_) {
+      const float* const* heads = args.queries + std::ptrdiff_t{t} * args.heads_per_token;
+      rows = std::copy_n(heads, args.heads_per_token, rows);
+    }
+  }
+
+  std::int32_t FirstToken(std::int32_t block) const { return sink_ + block * block_k_; }
+
+  std::int32_t RepresentativeOf(const Branch& branch) const {
+    return representative_ == Representative::kFirst ? branch.first
+                                                     : branch.first + branch.size / 2;
+  }
+
+  // Edge j lies at trunc(B / M * j), in doubles and in this order of operations, so that everybody
+  // gets the same edges. Rounding may put the last edge at B - 1, as with 61 blocks in 7 branches:
+  // then the newest searched block is never a candidate.
+  void PlantBranches(std::int32_t blocks, Branch* branches) const {
+    const double span = static_cast<double>(blocks) / slots_;
+    std::int32_t edge = 0;
+    for (int j = 0; j < slots_; ++j) {
+      const auto next = static_cast<std::int32_t>(span * (j + 1));
+      branches[j] = {edge, next - edge, kUnscored, 0.0f};
+      edge = next;
+    }
+  }
+
+  // Left halves get floor(size / 2) blocks. A branch of one block has no left half and stays whole.
+  std::size_t SplitAll(const Branch* parents, Branch* children) const {
+    Branch* child = children;
+    for (std::size_t i = 0; i < slots(); ++i) {
+      Branch left = parents[i];
+      Branch right = parents[i];
+      left.size /= 2;
+      right.first += left.size;
+      right.size -= left.size;
+      if (left.size > 0) *child++ = left;
+      *child++ = right;
+    }
+    return static_cast<std::size_t>(child - children);
+  }
+
+  // One kernel call for all whose representative is not the one that scored their parent.
+  void ScoreAll(const KernelTable& kernels, const SelectArgs& args, int rows, std::size_t count,
+                const Scratch& scratch) const {
+    int asked = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::int32_t block = RepresentativeOf(scratch.candidates[i]);
+      if (scratch.candidates[i].scored == block) continue;
+      scratch.candidates[i].scored = block;
+      scratch.starts[asked] = FirstToken(block);
+      scratch.owners[asked] = static_cast<std::int32_t>(i);
+      ++asked;
+    }
+    ScoreArgs score;
+    score.rows = rows;
+    score.queries = scratch.rows;
+    score.keys = args.keys;
+    score.starts = scratch.starts;
+    score.count = asked;
+    score.block_size = block_k_;
+    score.limit = args.visible;
+    score.scores = scratch.scores;
+    score.scratch = scratch.kernel;
+    kernels.score_blocks(score);
+    for (int i = 0; i < asked; ++i) {
+      scratch.candidates[scratch.owners[i]].score = scratch.scores[i];
+    }
+  }
+
+  // The M best candidates by rank, in ascending order of position.
+  void KeepBest(std::size_t count, const Scratch& scratch) const {
+    for (std::size_t i = 0; i < count; ++i) {
+      scratch.ranks[i] = Rank(scratch.candidates[i].score, i);
+    }
+    std::uint64_t* last_kept = scratch.ranks + slots_ - 1;
+    std::nth_element(scratch.ranks, last_kept, scratch.ranks + count, std::greater<>());
+    Branch* kept = scratch.kept;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (Rank(scratch.candidates[i].score, i) >= *last_kept) *kept++ = scratch.candidates[i];
+    }
+  }
+
+  std::int64_t budget_;  // tokens, as are block_k_, sink_ and window_
+  std::int32_t block_k_;
+  int query_stride_;
+  std::int32_t sink_;
+  std::int32_t window_;
+  Representative representative_;
+  int slots_;  // M: blocks that are kept
+};
+
+}  // namespace
+
+std::unique_ptr<Selector> MakeHipTree(const AttentionSettings& settings) {
+  return std::make_unique<HipTree>(settings);
+}
+
+}  // namespace coppice
