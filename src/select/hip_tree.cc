@@ -6,8 +6,7 @@
 // with window >= block_q + block_k - 1 every key that it scores is older than every query of the
 // block; with less, early queries are scored with keys that attention hides from them.
 //
-//   searched = [sink, visible - window)   B = ceil(|searched| / b_k) blocks   M = ceil(budget /
-//   b_k)
+//   searched: [sink, visible - window), B = ceil(length / b_k) blocks; kept: M = ceil(budget / b_k)
 //
 //   |sink|.........:.........:.........:.........|window|     M branches of B / M blocks
 //        |f...:f...|f...:f...|f...:f...|f...:f...|            each splits: 2 M candidates
@@ -17,9 +16,9 @@
 //   score(branch) = max of q . k over the chosen query rows and the keys of the branch's
 //                   representative: its first block (f above), or the one in its middle (theorem 1)
 //
-// Integer positions throughout, with the split that leaves no tail uncovered. Every branch ends as
-// one block: the first sizes are at most ceil(B / M), and halving upwards once for each halving of
-// B / M brings that to one.
+// Positions are integers throughout and the branches cover the searched range (but see
+// PlantBranches for one rounded edge). Every branch ends as one block: the first sizes are at most
+// ceil(B / M), and halving upwards once for each halving of B / M brings that to one.
 //
 // Ties: the higher score, then the left-most branch. This is a total order, so the selection does
 // not depend on the sorting algorithm or the library. A NaN score counts as +inf: the block is read

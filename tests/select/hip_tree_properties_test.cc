@@ -1,0 +1,139 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// What holds for every tree search, whatever the settings: checked on drawn settings and inputs,
+// with every kernel table that runs here.
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "select/select_support.h"
+#include "select/selector.h"
+
+namespace coppice {
+namespace {
+
+using testing::RunSelector;
+using testing::Selection;
+using testing::SelectProblem;
+
+int Draw(int low, int high, const char* name) { return *rc::gen::inRange(low, high + 1).as(name); }
+
+AttentionSettings DrawSettings() {
+  AttentionSettings settings;
+  settings.budget = Draw(1, 300, "budget");
+  settings.block_k = Draw(1, 64, "block_k");
+  settings.query_stride = Draw(1, 9, "query_stride");
+  settings.sink = Draw(0, 40, "sink");
+  settings.window = Draw(0, 200, "window");
+  settings.representative =
+      Draw(0, 1, "center") == 1 ? Representative::kCenter : Representative::kFirst;
+  return settings;
+}
+
+SelectProblem DrawProblem(const AttentionSettings& settings, int dim) {
+  SelectProblem problem;
+  problem.tokens = Draw(1, 20, "tokens");
+  problem.heads = Draw(1, 4, "heads");
+  problem.dim = dim;
+  const int covered = settings.sink + settings.window + settings.budget;
+  problem.visible = std::max(1, covered + Draw(-100, 1500, "visible beyond what is covered"));
+  problem.Resize();
+  std::uint32_t state = *rc::gen::arbitrary<std::uint32_t>().as("seed") | 1;
+  const auto next = [&state] {
+    state = state * 1664525u + 1013904223u;
+    return static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f;
+  };
+  std::generate(problem.queries.begin(), problem.queries.end(), next);
+  std::generate(problem.keys.begin(), problem.keys.end(), next);
+  return problem;
+}
+
+// The smallest dim that the table takes, and not less than 8.
+int SmallDim(const KernelTable& kernels) { return std::max(8, kernels.dim_multiple); }
+
+TEST(HipTreeProperties, TheListIsSortedUniqueSearchedAndWithinTheBudget) {
+  for (const KernelTable* kernels : AvailableKernels()) {
+    EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
+      const AttentionSettings settings = DrawSettings();
+      const SelectProblem problem = DrawProblem(settings, SmallDim(*kernels));
+      const std::unique_ptr<Selector> selector = MakeSelector(settings).value();
+      const Selection selection = RunSelector(*selector, *kernels, problem);
+      RC_ASSERT(selection.in_bounds);
+
+      const int searched = problem.visible - settings.sink - settings.window;
+      RC_ASSERT(selection.everything == (searched <= settings.budget));
+      if (selection.everything) return;
+      const int slots = (settings.budget + settings.block_k - 1) / settings.block_k;
+      RC_ASSERT(static_cast<int>(selection.starts.size()) == slots);
+      RC_ASSERT(selector->Capacity() == slots);
+      std::int32_t previous = settings.sink - settings.block_k;
+      for (const std::int32_t start : selection.starts) {
+        RC_ASSERT(start >= previous + settings.block_k);
+        RC_ASSERT((start - settings.sink) % settings.block_k == 0);
+        RC_ASSERT(start < problem.visible - settings.window);
+        previous = start;
+      }
+    }));
+  }
+}
+
+// Scores that fall with the distance from one key are what the search counts on (locality, theorem
+// 1): then three branches are enough for the key's own branch never to be cut.
+TEST(HipTreeProperties, AKeyWhoseNeighbourhoodIsRaisedIsFound) {
+  for (const KernelTable* kernels : AvailableKernels()) {
+    EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
+      AttentionSettings settings = DrawSettings();
+      settings.budget = std::max(settings.budget, 3 * settings.block_k);
+      SelectProblem problem;
+      problem.tokens = 2;
+      problem.dim = SmallDim(*kernels);
+      const int slots = (settings.budget + settings.block_k - 1) / settings.block_k;
+      const int blocks = Draw(slots + 1, 12 * slots, "blocks");
+      problem.visible = settings.sink + settings.window + blocks * settings.block_k;
+      problem.Resize();
+      // The last edge may round down, which leaves the newest block out of the search.
+      const int covered = static_cast<int>(static_cast<double>(blocks) / slots * slots);
+      const int planted =
+          settings.sink + Draw(0, covered * settings.block_k - 1, "planted (searched)");
+      for (int j = 0; j < problem.visible; ++j) {
+        problem.keys[static_cast<std::size_t>(j) * problem.dim] =
+            -static_cast<float>(std::abs(j - planted));
+      }
+      for (int t = 0; t < problem.tokens; ++t) problem.queries[t * problem.dim] = 1;
+
+      const Selection selection = RunSelector(*MakeSelector(settings).value(), *kernels, problem);
+      RC_ASSERT(selection.in_bounds);
+      const int block_start = planted - (planted - settings.sink) % settings.block_k;
+      RC_ASSERT(std::count(selection.starts.begin(), selection.starts.end(), block_start) == 1);
+    }));
+  }
+}
+
+TEST(HipTreeProperties, KeysOutsideOfTheSearchDoNotMatter) {
+  for (const KernelTable* kernels : AvailableKernels()) {
+    EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
+      AttentionSettings settings = DrawSettings();
+      settings.window += settings.block_k - 1;  // the last block may reach that far
+      SelectProblem problem = DrawProblem(settings, SmallDim(*kernels));
+      const std::unique_ptr<Selector> selector = MakeSelector(settings).value();
+      const Selection before = RunSelector(*selector, *kernels, problem);
+      const int last_searched = problem.visible - settings.window + settings.block_k - 1;
+      for (int j = 0; j < problem.visible; ++j) {
+        if (j >= settings.sink && j < last_searched) continue;
+        std::fill_n(problem.keys.begin() + std::ptrdiff_t{j} * problem.dim, problem.dim, 1e6f);
+      }
+      const Selection after = RunSelector(*selector, *kernels, problem);
+      RC_ASSERT(before.everything == after.everything);
+      RC_ASSERT(before.starts == after.starts);
+    }));
+  }
+}
+
+}  // namespace
+}  // namespace coppice

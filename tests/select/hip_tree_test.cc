@@ -1,0 +1,266 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The tree search against the vectors of tools/make_hip_tree_vectors.py, with every kernel table
+// that runs here and every key type, and the corners that vectors cannot hold: ties, NaN, infinite
+// scores, huge settings, and how many blocks are scored.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <fstream>
+#include <limits>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "select/select_support.h"
+#include "select/selector.h"
+
+namespace coppice {
+namespace {
+
+using testing::KeyCache;
+using testing::PlainKernels;
+using testing::RunSelector;
+using testing::Selection;
+using testing::SelectProblem;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// The generator's streams and hash; see the script for what they mean.
+enum Stream : std::uint64_t { kQueries = 0, kKeys = 1, kKnots = 2 };
+
+int RandomByte(std::uint64_t seed, Stream stream, std::uint64_t index) {
+  std::uint64_t x = (index ^ (stream << 32) ^ (seed << 40)) + 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<int>((x ^ (x >> 31)) >> 56) - 128;
+}
+
+struct Vector {
+  std::string text;
+  std::string key_kind;
+  std::uint64_t seed = 0;
+  AttentionSettings settings;
+  SelectProblem problem;
+  bool everything = false;
+  std::vector<std::int32_t> starts;
+};
+
+int KeyElement(const Vector& vector, int token, int channel) {
+  constexpr int kKnotSpacing = 32;
+  const int dim = vector.problem.dim;
+  const int noise = RandomByte(vector.seed, kKeys, token * dim + channel);
+  if (vector.key_kind == "random") return noise;
+  const int knot = token / kKnotSpacing;
+  const int step = token % kKnotSpacing;
+  const int before = RandomByte(vector.seed, kKnots, knot * dim + channel);
+  const int after = RandomByte(vector.seed, kKnots, (knot + 1) * dim + channel);
+  const int mean = (before * (kKnotSpacing - step) + after * step) >> 5;
+  return std::clamp(mean + (noise >> 4), -128, 127);
+}
+
+void FillInputs(Vector& vector) {
+  SelectProblem& problem = vector.problem;
+  problem.Resize();
+  for (std::size_t i = 0; i < problem.queries.size(); ++i) {
+    problem.queries[i] = static_cast<float>(RandomByte(vector.seed, kQueries, i)) / 128;
+  }
+  for (int t = 0; t < problem.visible; ++t) {
+    for (int i = 0; i < problem.dim; ++i) {
+      problem.keys[static_cast<std::size_t>(t) * problem.dim + i] =
+          static_cast<float>(KeyElement(vector, t, i)) / 16;
+    }
+  }
+}
+
+Vector Parse(const std::string& line) {
+  Vector vector;
+  vector.text = line.substr(0, line.find(':'));
+  std::istringstream fields(vector.text);
+  std::string representative;
+  SelectProblem& problem = vector.problem;
+  AttentionSettings& settings = vector.settings;
+  fields >> representative >> vector.key_kind >> problem.dim >> problem.visible >> problem.tokens >>
+      problem.heads >> settings.budget >> settings.block_k >> settings.query_stride >>
+      settings.sink >> settings.window >> vector.seed;
+  EXPECT_FALSE(fields.fail()) << line;
+  settings.representative =
+      representative == "center" ? Representative::kCenter : Representative::kFirst;
+  FillInputs(vector);
+
+  std::istringstream answer(line.substr(line.find(':') + 1));
+  for (std::int32_t start; answer >> start;) vector.starts.push_back(start);
+  vector.everything = vector.starts.empty();
+  return vector;
+}
+
+std::vector<Vector> ReadVectors() {
+  std::vector<Vector> vectors;
+  std::ifstream file(COPPICE_TEST_DATA_DIR "/hip_tree_vectors.txt");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty() && line[0] != '#') vectors.push_back(Parse(line));
+  }
+  return vectors;
+}
+
+using VectorsParam = std::tuple<const KernelTable*, DType>;
+class HipTreeVectors : public ::testing::TestWithParam<VectorsParam> {};
+
+TEST_P(HipTreeVectors, AgreeIndexForIndex) {
+  const auto [kernels, type] = GetParam();
+  static const std::vector<Vector> vectors = ReadVectors();
+  ASSERT_GE(vectors.size(), 60u);
+  int checked = 0;
+  for (const Vector& vector : vectors) {
+    if (vector.problem.dim % kernels->dim_multiple != 0) continue;
+    SCOPED_TRACE(vector.text);
+    const std::unique_ptr<Selector> selector = MakeSelector(vector.settings).value();
+    const KeyCache cache(vector.problem, type);
+    const Selection selection = RunSelector(*selector, *kernels, vector.problem, cache.View());
+    EXPECT_TRUE(selection.in_bounds);
+    EXPECT_EQ(selection.everything, vector.everything);
+    EXPECT_EQ(selection.starts, vector.starts);
+    ++checked;
+  }
+  EXPECT_GE(checked, 50);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, HipTreeVectors,
+                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                                            ::testing::Values(DType::kF32, DType::kF16,
+                                                              DType::kBF16)),
+                         [](const ::testing::TestParamInfo<VectorsParam>& info) {
+                           return std::string(std::get<0>(info.param)->isa) + "_" +
+                                  NameOf(std::get<1>(info.param));
+                         });
+
+// One query of one channel, 1: a key's only channel is its score.
+struct ScoresCase {
+  AttentionSettings settings;
+  SelectProblem problem;
+
+  explicit ScoresCase(const std::vector<float>& scores) {
+    settings.block_k = 1;
+    settings.sink = 0;
+    settings.window = 0;
+    settings.representative = Representative::kFirst;
+    problem.visible = static_cast<int>(scores.size());
+    problem.Resize();
+    problem.queries[0] = 1;
+    problem.keys = scores;
+  }
+
+  Selection Run() const {
+    const Selection selection =
+        RunSelector(*MakeSelector(settings).value(), PlainKernels(), problem);
+    EXPECT_TRUE(selection.in_bounds);
+    return selection;
+  }
+};
+
+using Starts = std::vector<std::int32_t>;
+
+TEST(HipTree, TiesKeepTheLeftMost) {
+  ScoresCase equal(std::vector<float>(16, 3.0f));
+  equal.settings.budget = 4;
+  EXPECT_EQ(equal.Run().starts, (Starts{0, 1, 2, 3}));
+  equal.settings.representative = Representative::kCenter;
+  EXPECT_EQ(equal.Run().starts, (Starts{0, 1, 2, 3}));
+}
+
+TEST(HipTree, BothZerosTie) {
+  ScoresCase zeros({-0.0f, 0.0f, 0.0f, -0.0f});
+  zeros.settings.budget = 2;
+  EXPECT_EQ(zeros.Run().starts, (Starts{0, 1}));
+}
+
+TEST(HipTree, NegativeScoresKeepTheirOrder) {
+  ScoresCase falling({-5, -1, -9, -2, -1e30f, -0.5f, -kInfinity, -4});
+  falling.settings.budget = 4;
+  EXPECT_EQ(falling.Run().starts, (Starts{1, 3, 5, 7}));
+}
+
+TEST(HipTree, ANanIsReadLikeTheHighestScore) {
+  const float positive = std::numeric_limits<float>::quiet_NaN();
+  const float negative = std::copysign(positive, -1.0f);
+  for (const float nan : {positive, negative}) {
+    ScoresCase poisoned({1, 2, 3, 4, 5, 6, nan, 8});
+    poisoned.settings.budget = 2;
+    EXPECT_EQ(poisoned.Run().starts, (Starts{6, 7}));
+  }
+  ScoresCase all(std::vector<float>(1000, negative));
+  all.settings.budget = 10;
+  EXPECT_EQ(all.Run().starts, (Starts{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}));
+}
+
+TEST(HipTree, InfiniteScoresKeepTheListWhole) {
+  ScoresCase low(std::vector<float>(500, -kInfinity));
+  low.settings.budget = 3;
+  EXPECT_EQ(low.Run().starts, (Starts{0, 1, 2}));
+  ScoresCase high(std::vector<float>(500, kInfinity));
+  high.settings.budget = 3;
+  EXPECT_EQ(high.Run().starts, (Starts{0, 1, 2}));
+}
+
+TEST(HipTree, WhatTheBudgetCoversIsEverythingAndScoresNothing) {
+  ScoresCase covered(std::vector<float>(300, 1.0f));
+  covered.settings.sink = 32;
+  covered.settings.window = 100;
+  covered.settings.budget = 168;
+  testing::scored_blocks = 0;
+  EXPECT_TRUE(covered.Run().everything);
+  EXPECT_EQ(testing::scored_blocks, 0);
+  covered.settings.budget = 167;
+  EXPECT_FALSE(covered.Run().everything);
+
+  covered.settings.block_k = 8;  // 168 keys and 167 are both 21 blocks: nothing to choose
+  testing::scored_blocks = 0;
+  EXPECT_EQ(covered.Run().starts.size(), 21u);
+  EXPECT_EQ(testing::scored_blocks, 0);
+}
+
+TEST(HipTree, ALeftHalfKeepsItsFirstBlocksScore) {
+  ScoresCase all(std::vector<float>(1024, 1.0f));
+  all.settings.budget = 64;  // 16 blocks a branch, 4 rounds
+  testing::scored_blocks = 0;
+  all.Run();
+  EXPECT_EQ(testing::scored_blocks, 128 + 3 * 64);
+
+  all.settings.representative = Representative::kCenter;
+  testing::scored_blocks = 0;
+  all.Run();
+  // In the last round a right half of one block is its parent's middle.
+  EXPECT_EQ(testing::scored_blocks, 3 * 128 + 64);
+}
+
+TEST(HipTree, HugeSettingsDoNotOverflow) {
+  constexpr int kHuge = std::numeric_limits<int>::max();
+  ScoresCase small(std::vector<float>(100, 1.0f));
+  small.settings.budget = 10;
+  small.settings.query_stride = kHuge;
+  EXPECT_EQ(small.Run().starts.size(), 10u);
+  small.settings.sink = kHuge;
+  small.settings.window = kHuge;
+  EXPECT_TRUE(small.Run().everything);
+
+  AttentionSettings settings;
+  settings.budget = kHuge;
+  settings.block_k = 1;
+  EXPECT_EQ(MakeSelector(settings).value()->Capacity(), kHuge);
+}
+
+TEST(HipTree, OnlyTheLastTokenOfAStrideScores) {
+  ScoresCase two({0, 9, 0, 0, 0, 0, 7, 0});
+  two.settings.budget = 2;
+  two.settings.query_stride = 2;
+  two.problem.tokens = 2;
+  two.problem.queries = {1, -1};  // the second token wants the lowest keys
+  EXPECT_EQ(two.Run().starts, (Starts{0, 2}));
+}
+
+}  // namespace
+}  // namespace coppice
