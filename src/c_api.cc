@@ -29,8 +29,10 @@ int ErrorCode(coppice::StatusCode code) {
 }
 
 coppice::TensorView View(const coppice_tensor& tensor) {
-  return {tensor.data,  static_cast<coppice::DType>(tensor.dtype), tensor.tokens, tensor.heads,
-          tensor.dim,   tensor.token_stride,                       tensor.head_stride};
+  return {tensor.data,       static_cast<coppice::DType>(tensor.dtype),
+          tensor.tokens,     tensor.heads,
+          tensor.dim,        tensor.token_stride,
+          tensor.head_stride};
 }
 
 coppice::Status AttendChecked(const coppice_attend_args& args) {

@@ -45,10 +45,10 @@ struct MaskView {
 };
 
 struct AttentionInputs {
-  TensorView queries;  // f32 [queries, heads, dim_k], not scaled
-  TensorView keys;     // [keys, kv_heads, dim_k]; heads is a multiple of kv_heads
-  TensorView values;   // [keys, kv_heads, dim_v]
-  OutputView output;   // [queries, heads, dim_v]
+  TensorView queries;    // f32 [queries, heads, dim_k], not scaled
+  TensorView keys;       // [keys, kv_heads, dim_k]; heads is a multiple of kv_heads
+  TensorView values;     // [keys, kv_heads, dim_v]
+  OutputView output;     // [queries, heads, dim_v]
   float* lse = nullptr;  // [queries, heads] contiguous, natural log; -inf where nothing is visible
   float scale = 0;       // 0: 1 / sqrt(dim_k)
 

@@ -14,8 +14,8 @@ namespace coppice {
 
 // Rows have a fixed capacity so that work items can fill them in any order, in place.
 struct BlockMask {
-  int block_size = 0;        // keys in a block
-  int query_block_size = 0;  // query tokens in a row
+  int block_size = 0;            // keys in a block
+  int query_block_size = 0;      // query tokens in a row
   bool shared_by_group = false;  // a selection head is a KV head (true) or a query head
   int heads = 0;
   int query_blocks = 0;

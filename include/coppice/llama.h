@@ -29,7 +29,8 @@ namespace coppice {
 // What happened in one phase: prefill (batches of several tokens) or decode (one token).
 struct LlamaPhaseStats {
   AttentionStats attention;
-  double seconds = 0;  // wall time in attention, all layers; from the first thread in to the last out
+  double seconds =
+      0;  // wall time in attention, all layers; from the first thread in to the last out
 };
 
 struct LlamaStats {
@@ -50,11 +51,10 @@ class LlamaAttention {
                                                         std::string_view isa = {});
   ~LlamaAttention();
 
-  // Sets cb_eval, cb_eval_user_data and flash_attn_type of `params`; one context for each object.
-  // The model tells how long its sliding window is: its layers are left unpruned from the first
-  // token on. Without it they are known by their smaller cache, and not in the first batch.
-  // kInvalidArgument when another cb_eval is set already, or on a second call.
-  Status Attach(llama_context_params& params, const llama_model* model = nullptr);
+  // Sets cb_eval, cb_eval_user_data and flash_attn_type of `params`, for one context of `model`
+  // (which tells how long its sliding window is, if it has one).
+  // kInvalidArgument when another cb_eval is set already, without a model, or on a second call.
+  Status Attach(llama_context_params& params, const llama_model* model);
 
   LlamaStats stats() const;
   void ClearStats();

@@ -23,14 +23,14 @@ struct AttentionSettings {
   std::string method = "hip";  // "dense", or one of SelectorNames()
 
   // The search. Sink and window are read besides the budget, and are not searched.
-  int budget = 512;    // tokens that the search may keep, for each query block
-  int block_k = 8;     // keys in a block: the unit that is kept or left
-  int block_q = 16;    // query tokens that share a selection
-  int query_stride = 2;        // every how many-th token of a query block scores
-  int sink = 32;               // first tokens, always read
-  int window = 256;            // newest tokens, always read (counted for each query)
+  int budget = 512;      // tokens that the search may keep, for each query block
+  int block_k = 8;       // keys in a block: the unit that is kept or left
+  int block_q = 16;      // query tokens that share a selection
+  int query_stride = 2;  // every how many-th token of a query block scores
+  int sink = 32;         // first tokens, always read
+  int window = 256;      // newest tokens, always read (counted for each query)
   Representative representative = Representative::kCenter;
-  bool share_group = true;     // the query heads of one KV head share a selection
+  bool share_group = true;  // the query heads of one KV head share a selection
 
   // The model.
   int dense_layers = 3;  // the first layers attend densely

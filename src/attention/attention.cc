@@ -51,8 +51,8 @@ bool Attention::Impl::ShouldPrune(const AttentionInputs& new_inputs) const {
 // A step of one query on one more key continues what the last step kept.
 void Attention::Impl::KeepSelection() {
   const int keys = plan.keys;
-  reuse_selection = plan.pruned && plan.queries == 1 && kept.keys == keys - 1 &&
-                    kept.steps < settings.refresh;
+  reuse_selection =
+      plan.pruned && plan.queries == 1 && kept.keys == keys - 1 && kept.steps < settings.refresh;
   if (!plan.pruned || plan.queries != 1) {
     kept = {};
     return;
@@ -92,8 +92,7 @@ Status Attention::Plan(const AttentionInputs& inputs, Workspace& workspace) {
                                      std::to_string(impl.plan.tiles()) + " query blocks");
   }
   impl.workspace = workspace.impl_.get();
-  if (!impl.workspace->Reserve(impl.plan.thread_bytes, impl.plan.shared_bytes,
-                               impl.plan.tiles())) {
+  if (!impl.workspace->Reserve(impl.plan.thread_bytes, impl.plan.shared_bytes, impl.plan.tiles())) {
     return Status::ResourceExhausted("no memory for " + std::to_string(impl.plan.thread_bytes) +
                                      " bytes of scratch for each thread");
   }

@@ -15,9 +15,9 @@ namespace coppice {
 // What decoding steps share: the selection is made once and read `refresh` times. Its window start
 // stays where it was, so that no key between old and new window is lost meanwhile.
 struct KeptSelection {
-  int keys = 0;        // at the last step; 0: nothing is kept
-  int steps = 0;       // times that the selection was read
-  int made_at = 0;     // position of the query that made it
+  int keys = 0;     // at the last step; 0: nothing is kept
+  int steps = 0;    // times that the selection was read
+  int made_at = 0;  // position of the query that made it
 };
 
 struct Attention::Impl {

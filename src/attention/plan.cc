@@ -39,10 +39,10 @@ Status CheckInputs(const AttentionInputs& inputs) {
                  "; each size must be positive and not absurd");
     }
   }
-  if (q.type != DType::kF32) return bad(std::string("queries are ") + NameOf(q.type) +
-                                        "; they must be f32");
-  if (q.dim != k.dim) return bad("queries " + Shape(q) + " and keys " + Shape(k) +
-                                 " differ in their last size");
+  if (q.type != DType::kF32)
+    return bad(std::string("queries are ") + NameOf(q.type) + "; they must be f32");
+  if (q.dim != k.dim)
+    return bad("queries " + Shape(q) + " and keys " + Shape(k) + " differ in their last size");
   if (k.tokens != v.tokens || k.heads != v.heads) {
     return bad("keys " + Shape(k) + " and values " + Shape(v) + " differ in tokens or heads");
   }
@@ -77,8 +77,8 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
   plan.pruned = selector != nullptr;
   plan.heads_per_tile = plan.pruned && !settings.share_group ? 1 : plan.group();
   plan.tile_heads = plan.heads / plan.heads_per_tile;
-  plan.tile_tokens = plan.pruned ? settings.block_q
-                                 : std::max(1, kernels.tile_rows / plan.heads_per_tile);
+  plan.tile_tokens =
+      plan.pruned ? settings.block_q : std::max(1, kernels.tile_rows / plan.heads_per_tile);
   plan.tile_tokens = std::min(plan.tile_tokens, plan.queries);
   plan.token_tiles = CeilDivide(plan.queries, plan.tile_tokens);
   plan.split_keys = plan.keys;

@@ -5,8 +5,8 @@
 #include <new>
 
 #include "attention/plan.h"
-#include "core/align.h"
 #include "coppice/attention.h"
+#include "core/align.h"
 
 namespace coppice {
 namespace {
@@ -25,7 +25,9 @@ Result<BlockMask> Select(const TensorView& queries, const TensorView& keys,
                          std::string_view isa) {
   if (Status status = Validate(settings); !status.ok()) return status;
   if (Status status = CheckSelectInputs(queries, keys); !status.ok()) return status;
-  Result<std::unique_ptr<Selector>> selector = MakeSelector(settings);
+  AttentionSettings bounded = settings;  // a larger budget selects the same, but takes more memory
+  bounded.budget = static_cast<int>(std::min<std::int64_t>(settings.budget, keys.tokens));
+  Result<std::unique_ptr<Selector>> selector = MakeSelector(bounded);
   if (!selector.ok()) return selector.status();
   const auto dim = static_cast<int>(keys.dim);
   const KernelTable* kernels = isa.empty() ? &BestKernels(dim, dim) : FindKernels(isa);
@@ -41,8 +43,7 @@ Result<BlockMask> Select(const TensorView& queries, const TensorView& keys,
   const int rows = std::min(block_q, tokens) * heads_per_row;
   const std::size_t pointers = AlignUp(static_cast<std::size_t>(rows) * sizeof(float*));
   const std::size_t bytes =
-      pointers +
-      (*selector)->ScratchBytes(*kernels, std::min(block_q, tokens), heads_per_row, dim);
+      pointers + (*selector)->ScratchBytes(*kernels, std::min(block_q, tokens), heads_per_row, dim);
   BlockMask mask;
   AlignedBytes scratch;
   try {

@@ -178,14 +178,13 @@ std::uint64_t KeysIn(const KeyRange* runs, int count, KeyRange visible) {
 
 void SelectBlocks(Attention::Impl& attention, const Tile& tile, const ItemScratch& scratch) {
   const AttentionPlan& plan = attention.plan;
-  const SelectArgs args = {
-      .queries = scratch.queries,
-      .tokens = tile.last - tile.first,
-      .heads_per_token = plan.heads_per_tile,
-      .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
-      .visible = plan.keys - plan.queries + tile.last,
-      .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
-      .scratch = scratch.select};
+  const SelectArgs args = {.queries = scratch.queries,
+                           .tokens = tile.last - tile.first,
+                           .heads_per_token = plan.heads_per_tile,
+                           .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
+                           .visible = plan.keys - plan.queries + tile.last,
+                           .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
+                           .scratch = scratch.select};
   attention.mask.counts[attention.mask.RowIndex(tile.selection_head, tile.block)] =
       attention.selector->Select(*attention.kernels, args);
 }
@@ -258,10 +257,10 @@ void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scrat
   const std::int64_t select_ns = NanosecondsSince(start);
 
   const bool everything = attention.mask.Everything(tile.selection_head, tile.block);
-  const int far_count =
-      everything ? 0
-                 : FarRuns(settings, attention.mask.Row(tile.selection_head, tile.block),
-                           plan.keys, scratch.runs);
+  const int far_count = everything
+                            ? 0
+                            : FarRuns(settings, attention.mask.Row(tile.selection_head, tile.block),
+                                      plan.keys, scratch.runs);
   const int first_position = plan.keys - plan.queries;
   std::uint64_t read = 0;
   std::uint64_t visible = 0;

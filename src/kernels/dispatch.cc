@@ -2,8 +2,8 @@
 //
 // Chooses the function table: the best that was built in, that the processor runs and that takes
 // the dims at hand. A table can be asked for by name, as every test of a twin does.
-#include "core/cpu.h"
 #include "coppice/attention.h"
+#include "core/cpu.h"
 #include "kernels/generic/attend.h"
 #include "kernels/table.h"
 #if defined(COPPICE_HAVE_X86)

@@ -28,7 +28,7 @@ struct RowsView {
 struct KeySegment {
   const KeyRange* runs = nullptr;  // sorted, disjoint
   int run_count = 0;
-  const KeyRange* visible = nullptr;         // [rows]
+  const KeyRange* visible = nullptr;            // [rows]
   const std::byte* const* mask_rows = nullptr;  // [rows] or null
   DType mask_type = DType::kF16;
 };
@@ -49,7 +49,8 @@ struct AttendArgs {
 };
 
 // scores[i] = max over rows r and keys j in {start, start + 1, ..} of block i, j < limit, of
-// queries[r] . keys[j]. Every start is below limit.
+// queries[r] . keys[j]. Every start is below limit. A NaN product does not count; a block of
+// nothing else scores -inf.
 struct ScoreArgs {
   int rows = 0;
   const float* const* queries = nullptr;  // [rows] -> [keys.dim]

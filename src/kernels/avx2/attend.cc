@@ -1,6 +1,6 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// AVX2 with FMA and F16C: the vector type of simd/attend-inl.h with 8 lanes.
+// AVX2 with FMA and F16C: the vector type of simd/kernels-inl.h with 8 lanes.
 #include "kernels/avx2/attend.h"
 
 #include <immintrin.h>
@@ -37,8 +37,8 @@ inline Vec RoundToInteger(Vec x) {
 // p * 2^n where x >= -126 or x is NaN, else 0. The exponent is added as an integer, which is exact
 // for the lanes that are kept.
 inline Vec ScaleOrZero(Vec p, Vec n, Vec x) {
-  const __m256i power = _mm256_slli_epi32(
-      _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
   const __m256 keep = _mm256_cmp_ps(x.v, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
   return {_mm256_and_ps(keep, _mm256_mul_ps(p.v, _mm256_castsi256_ps(power)))};
 }
@@ -80,12 +80,12 @@ constexpr int kPanelVectors = 2;
 // broadcast.
 constexpr int kRegisterRows[] = {0, 8, 6};
 
-#include "kernels/simd/attend-inl.h"
+#include "kernels/simd/kernels-inl.h"
 
 }  // namespace
 
 const KernelTable avx2::kTable = {
     "avx2", /*tile_rows=*/64, /*dim_multiple=*/8, /*few_rows=*/kMaxFewRows,
-    Attend,   AttendScratch,     ScoreBlocks,          ScoreScratch};
+    Attend, AttendScratch,    ScoreBlocks,        ScoreScratch};
 
 }  // namespace coppice

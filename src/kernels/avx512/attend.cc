@@ -1,6 +1,6 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// AVX-512 (F, BW, DQ, VL): the vector type of simd/attend-inl.h with 16 lanes.
+// AVX-512 (F, BW, DQ, VL): the vector type of simd/kernels-inl.h with 16 lanes.
 #include "kernels/avx512/attend.h"
 
 #include <immintrin.h>
@@ -41,9 +41,7 @@ inline Vec ScaleOrZero(Vec p, Vec n, Vec x) {
 }
 inline float SumLanes(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float MaxLanes(Vec a) { return _mm512_reduce_max_ps(a.v); }
-inline bool AnyDifferent(Vec a, Vec b) {
-  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ) != 0;
-}
+inline bool AnyDifferent(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ) != 0; }
 // score in the lanes with begin <= key < end, -inf in the others.
 inline Vec KeepInRange(Vec score, std::int32_t key, const std::int32_t* begin,
                        const std::int32_t* end) {
@@ -71,12 +69,12 @@ constexpr int kPanelVectors = 4;
 // broadcast; at least 8 accumulators hide the latency of two FMA ports.
 constexpr int kRegisterRows[] = {0, 8, 8, 8, 6};
 
-#include "kernels/simd/attend-inl.h"
+#include "kernels/simd/kernels-inl.h"
 
 }  // namespace
 
 const KernelTable avx512::kTable = {
     "avx512", /*tile_rows=*/128, /*dim_multiple=*/16, /*few_rows=*/kMaxFewRows,
-    Attend,   AttendScratch,     ScoreBlocks,          ScoreScratch};
+    Attend,   AttendScratch,     ScoreBlocks,         ScoreScratch};
 
 }  // namespace coppice

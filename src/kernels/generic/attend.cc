@@ -116,8 +116,7 @@ std::size_t ScoreScratch(int /*rows*/, int /*dim*/) { return 0; }
 
 }  // namespace
 
-const KernelTable kTable = {
-    "generic", /*tile_rows=*/64, /*dim_multiple=*/1, /*few_rows=*/0,
-    Attend,    AttendScratch,    ScoreBlocks,        ScoreScratch};
+const KernelTable kTable = {"generic", /*tile_rows=*/64, /*dim_multiple=*/1, /*few_rows=*/0,
+                            Attend,    AttendScratch,    ScoreBlocks,        ScoreScratch};
 
 }  // namespace coppice::generic

@@ -1,0 +1,78 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include "attention/layer.h"
+#include "coppice/coppice.h"
+
+namespace coppice::testing {
+namespace {
+
+coppice_tensor CView(const TensorView& view) {
+  return {const_cast<void*>(view.data),
+          static_cast<int32_t>(view.type),
+          view.tokens,
+          view.heads,
+          view.dim,
+          view.token_stride,
+          view.head_stride};
+}
+
+coppice_attend_args Args(Layer& layer) {
+  coppice_attend_args args;
+  coppice_attend_args_init(&args);
+  args.queries = CView(layer.queries.view());
+  args.keys = CView(layer.keys.view());
+  args.values = CView(layer.values.view());
+  args.output = CView(Contiguous(static_cast<const void*>(layer.output.data()), DType::kF32,
+                                 layer.queries.tokens, layer.queries.heads, layer.values.dim));
+  args.lse = layer.lse.data();
+  return args;
+}
+
+TEST(CApi, GivesWhatTheCppApiGives) {
+  for (const char* method : {"dense", "hip"}) {
+    Layer c(DType::kF16, 30, 900, 6, 2, 64, 64);
+    Layer cpp = c;
+    coppice_attend_args args = Args(c);
+    args.method = method;
+    args.budget = 100;
+    ASSERT_EQ(coppice_attend(&args), COPPICE_OK) << coppice_last_error();
+    AttentionSettings settings;
+    settings.method = method;
+    settings.budget = 100;
+    ThreadPool pool(1);
+    ASSERT_TRUE(Attend(cpp.Inputs(), settings, pool).ok());
+    EXPECT_EQ(c.output, cpp.output);
+    EXPECT_EQ(c.lse, cpp.lse);
+  }
+}
+
+TEST(CApi, MistakesHaveACodeAndAText) {
+  Layer layer(DType::kF16, 3, 90, 6, 2, 64, 64);
+  coppice_attend_args args = Args(layer);
+  args.method = "magic";
+  EXPECT_EQ(coppice_attend(&args), COPPICE_NOT_FOUND);
+  EXPECT_NE(std::string(coppice_last_error()).find("magic"), std::string::npos);
+  args = Args(layer);
+  args.budget = 0;
+  EXPECT_EQ(coppice_attend(&args), COPPICE_INVALID_ARGUMENT);
+  args = Args(layer);
+  args.struct_size = 3;
+  EXPECT_EQ(coppice_attend(&args), COPPICE_INVALID_ARGUMENT);
+  args = Args(layer);
+  args.keys.dtype = 9;
+  EXPECT_EQ(coppice_attend(&args), COPPICE_INVALID_ARGUMENT);
+  args = Args(layer);
+  args.threads = 0;
+  EXPECT_EQ(coppice_attend(&args), COPPICE_INVALID_ARGUMENT);
+  EXPECT_EQ(coppice_attend(nullptr), COPPICE_INVALID_ARGUMENT);
+  EXPECT_STRNE(coppice_last_error(), "");
+}
+
+TEST(CApi, SaysItsVersion) {
+  EXPECT_EQ(coppice_abi_version(), COPPICE_ABI_VERSION);
+  EXPECT_STRNE(coppice_version(), "");
+}
+
+}  // namespace
+}  // namespace coppice::testing

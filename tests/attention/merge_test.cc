@@ -1,0 +1,77 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include "attention/layer.h"
+
+namespace coppice::testing {
+namespace {
+
+constexpr float kEmpty = -std::numeric_limits<float>::infinity();
+
+// Any cut of the keys gives the whole.
+TEST(Merge, PartsOverDisjointKeysGiveTheWhole) {
+  Layer whole(DType::kF32, 1, 300, 1, 1, 64, 64);
+  ThreadPool pool(1);
+  ASSERT_TRUE(Attend(whole.Inputs(), Dense(), pool).ok());
+  for (const int cut : {1, 100, 299}) {
+    std::vector<float> outputs[2] = {std::vector<float>(64), std::vector<float>(64)};
+    float lses[2];
+    const KeyRange ranges[2] = {{0, cut}, {cut, 300}};
+    for (int part = 0; part < 2; ++part) {
+      AttentionInputs inputs = whole.Inputs();
+      inputs.output = Contiguous(outputs[part].data(), 1, 1, 64);
+      inputs.lse = &lses[part];
+      inputs.visible = &ranges[part];
+      ASSERT_TRUE(Attend(inputs, Dense(), pool).ok());
+    }
+    const float* parts[2] = {outputs[0].data(), outputs[1].data()};
+    std::vector<float> merged(64);
+    EXPECT_NEAR(MergePartials(parts, lses, 64, merged.data()), whole.lse[0], 1e-5);
+    for (std::size_t i = 0; i < 64; ++i) EXPECT_NEAR(merged[i], whole.output[i], 1e-6);
+  }
+}
+
+TEST(Merge, EmptyPartsAreNeutral) {
+  const float a[2] = {1, 2};
+  const float garbage[2] = {7, 7};
+  const float* parts[3] = {garbage, a, garbage};
+  const float lses[3] = {kEmpty, 0.5f, kEmpty};
+  float out[2];
+  EXPECT_FLOAT_EQ(MergePartials(parts, lses, 2, out), 0.5f);
+  EXPECT_EQ(out[0], 1);
+  EXPECT_EQ(out[1], 2);
+}
+
+TEST(Merge, OnlyEmptyPartsGiveZero) {
+  const float garbage[2] = {7, 7};
+  const float* parts[2] = {garbage, garbage};
+  const float lses[2] = {kEmpty, kEmpty};
+  float out[2] = {9, 9};
+  EXPECT_EQ(MergePartials(parts, lses, 2, out), kEmpty);
+  EXPECT_EQ(out[0], 0);
+  EXPECT_EQ(out[1], 0);
+}
+
+TEST(Merge, OrderDoesNotMatterBeyondRounding) {
+  const std::vector<float> a = Gaussian(64, 1), b = Gaussian(64, 2), c = Gaussian(64, 3);
+  const float* forward[3] = {a.data(), b.data(), c.data()};
+  const float* backward[3] = {c.data(), b.data(), a.data()};
+  const float lses[3] = {2.0f, -1.0f, 40.0f};
+  const float reversed[3] = {40.0f, -1.0f, 2.0f};
+  std::vector<float> x(64), y(64);
+  EXPECT_FLOAT_EQ(MergePartials(forward, lses, 64, x.data()),
+                  MergePartials(backward, reversed, 64, y.data()));
+  for (std::size_t i = 0; i < 64; ++i) EXPECT_NEAR(x[i], y[i], 1e-6);
+}
+
+TEST(Merge, NanMakesTheResultNan) {
+  const float a[1] = {1};
+  const float* parts[2] = {a, a};
+  const float lses[2] = {1.0f, std::numeric_limits<float>::quiet_NaN()};
+  float out[1];
+  EXPECT_TRUE(std::isnan(MergePartials(parts, lses, 1, out)));
+  EXPECT_TRUE(std::isnan(out[0]));
+}
+
+}  // namespace
+}  // namespace coppice::testing

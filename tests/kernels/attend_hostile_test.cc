@@ -1,0 +1,185 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// Inputs that break attention kernels: huge and equal scores, one finite key, nothing visible,
+// infinite masks, denormals, NaN, and memory that ends right behind the last row.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels/problem.h"
+
+namespace coppice::testing {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+class Hostile : public ::testing::TestWithParam<std::tuple<std::string, int>> {
+ protected:
+  const KernelTable& kernels() const { return *FindKernels(std::get<0>(GetParam())); }
+  int rows() const { return std::get<1>(GetParam()); }
+  KernelProblem Make(int keys = 200) const { return {DType::kF32, rows(), keys, 64, 64, 3}; }
+
+  void ExpectClose(const KernelProblem& problem, double bound = 4e-6) const {
+    const KernelResult got = Solve(kernels(), problem);
+    EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), bound);
+  }
+};
+
+// Tensor keeps bytes and values apart; a test that edits values stores them again.
+Tensor Again(const Tensor& t) { return {t.type, t.tokens, t.heads, t.dim, t.values}; }
+
+TEST_P(Hostile, HugeScoresPickOneKey) {
+  KernelProblem problem = Make();
+  for (float& value : problem.queries.values) value *= 1e4f;
+  problem.queries = Again(problem.queries);
+  // Scores of +-1e4 in f32 are exact to 1e-3 only, which two near keys would show; a winner by far
+  // is what must come out right.
+  for (int i = 0; i < 64; ++i) problem.keys.values[77 * 64 + i] = 0;
+  for (int row = 0; row < rows(); ++row) {
+    for (int i = 0; i < 64; ++i) {
+      problem.queries.values[row * 64 + i] = std::abs(problem.queries.values[row * 64 + i]);
+    }
+  }
+  for (int i = 0; i < 64; ++i) problem.keys.values[77 * 64 + i] = 50;
+  problem.queries = Again(problem.queries);
+  problem.keys = Again(problem.keys);
+  ExpectClose(problem);
+}
+
+TEST_P(Hostile, HugeNegativeScores) {
+  KernelProblem problem = Make();
+  for (float& value : problem.queries.values) value = 3e4f;
+  for (float& value : problem.keys.values) value = -40.0f;
+  problem.queries = Again(problem.queries);
+  problem.keys = Again(problem.keys);
+  ExpectClose(problem);
+}
+
+TEST_P(Hostile, AllScoresEqualGiveTheMean) {
+  KernelProblem problem = Make();
+  for (float& value : problem.keys.values) value = 0.5f;
+  problem.keys = Again(problem.keys);
+  ExpectClose(problem);
+}
+
+TEST_P(Hostile, OneFiniteKey) {
+  KernelProblem problem = Make();
+  for (int row = 0; row < rows(); ++row) {
+    problem.mask.emplace_back(200, -kInf);
+    problem.mask.back()[static_cast<std::size_t>(row * 7 % 200)] = 0;
+  }
+  ExpectClose(problem, 1e-6);
+}
+
+TEST_P(Hostile, NothingVisibleGivesZeroAndMinusInfinity) {
+  KernelProblem problem = Make();
+  for (KeyRange& range : problem.visible) range = {5, 5};
+  const KernelResult got = Solve(kernels(), problem);
+  ASSERT_FALSE(got.lse.empty());
+  for (const float value : got.output) EXPECT_EQ(value, 0.0f);
+  for (const float lse : got.lse) EXPECT_EQ(lse, -kInf);
+}
+
+TEST_P(Hostile, DenormalsAndTinyWeights) {
+  KernelProblem problem = Make();
+  for (float& value : problem.values.values) value *= 1e-40f;
+  problem.values = Again(problem.values);
+  // Denormal outputs have few bits; compare with their spacing.
+  const KernelResult got = Solve(kernels(), problem);
+  const ReferenceResult want = problem.Want();
+  for (std::size_t i = 0; i < want.output.size(); ++i) {
+    EXPECT_NEAR(got.output[i], want.output[i], 1e-43);
+  }
+}
+
+TEST_P(Hostile, NanInAQueryStaysInItsRow) {
+  KernelProblem problem = Make();
+  const ReferenceResult want = problem.Want();
+  problem.queries.values[5] = kNan;  // row 0
+  problem.queries = Again(problem.queries);
+  const KernelResult got = Solve(kernels(), problem);
+  for (int i = 0; i < 64; ++i) EXPECT_TRUE(std::isnan(got.output[static_cast<std::size_t>(i)]));
+  EXPECT_TRUE(std::isnan(got.lse[0]));
+  for (std::size_t i = 64; i < got.output.size(); ++i) {
+    EXPECT_NEAR(got.output[i], want.output[i], 1e-5);
+  }
+}
+
+// What a row does not see must not reach it, whatever it is.
+TEST_P(Hostile, PoisonBehindTheVisibleRangeIsNotSeen) {
+  for (const float poison : {kNan, kInf, -kInf}) {
+    KernelProblem problem = Make();
+    for (int row = 0; row < rows(); ++row) {
+      problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? 150 : 200};
+    }
+    const ReferenceResult want = problem.Want();
+    for (int i = 0; i < 64; ++i) {
+      problem.keys.values[static_cast<std::size_t>(160 * 64 + i)] = poison;
+      problem.values.values[static_cast<std::size_t>(160 * 64 + i)] = poison;
+    }
+    problem.keys = Again(problem.keys);
+    problem.values = Again(problem.values);
+    const KernelResult got = Solve(kernels(), problem);
+    for (int row = 0; row < rows(); ++row) {
+      const auto at = static_cast<std::size_t>(row * 64);
+      if (row % 2 == 0) {
+        for (std::size_t i = 0; i < 64; ++i) {
+          EXPECT_NEAR(got.output[at + i], want.output[at + i], 1e-5) << poison;
+        }
+      } else if (std::isnan(poison)) {
+        EXPECT_TRUE(std::isnan(got.output[at])) << row;
+      }
+    }
+  }
+}
+
+// The last key row ends where an unreadable page begins.
+TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  constexpr std::size_t kKeys = 37;
+  const std::size_t bytes = kKeys * 64 * 2;
+  const std::size_t pages = (bytes + page - 1) / page;
+  auto* memory = static_cast<std::byte*>(mmap(nullptr, (pages + 1) * page, PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(memory, MAP_FAILED);
+  ASSERT_EQ(mprotect(memory + pages * page, page, PROT_NONE), 0);
+  const KernelProblem problem(DType::kF16, rows(), kKeys, 64, 64, 9);
+  std::byte* at = memory + pages * page - bytes;
+  std::memcpy(at, problem.keys.bytes.data(), bytes);
+
+  std::vector<const float*> queries;
+  std::vector<float> output(static_cast<std::size_t>(rows()) * 64), lses(output.size());
+  std::vector<float*> outputs;
+  for (int row = 0; row < rows(); ++row) {
+    queries.push_back(problem.queries.values.data() + row * 64);
+    outputs.push_back(output.data() + row * 64);
+  }
+  const KeySegment segment = {
+      .runs = problem.runs.data(), .run_count = 1, .visible = problem.visible.data()};
+  AlignedBytes scratch = AllocateAligned(kernels().attend_scratch(rows(), 1, 64, 64));
+  const AttendArgs args = {.rows = rows(),
+                           .queries = queries.data(),
+                           .keys = {at, 128, DType::kF16, 64},
+                           .values = {at, 128, DType::kF16, 64},
+                           .scale = problem.scale,
+                           .segments = &segment,
+                           .segment_count = 1,
+                           .outputs = outputs.data(),
+                           .lses = lses.data(),
+                           .scratch = scratch.get()};
+  kernels().attend(&args, 1);  // a fault ends the test
+  EXPECT_TRUE(std::isfinite(output[0]));
+  munmap(memory, (pages + 1) * page);
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Hostile,
+                         ::testing::Combine(::testing::ValuesIn(AvailableIsas()),
+                                            ::testing::Values(4, 40)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_rows" +
+                                  std::to_string(std::get<1>(info.param));
+                         });
+
+}  // namespace
+}  // namespace coppice::testing

@@ -1,0 +1,157 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// Every kernel table of this machine, forced one by one, against float64 on the same rounded
+// inputs: all types, dims, row counts around the edges of tiles, runs of every shape.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <tuple>
+
+#include "kernels/problem.h"
+
+namespace coppice::testing {
+namespace {
+
+constexpr double kF32Bound = 4e-6;
+
+void ExpectClose(const KernelTable& kernels, const KernelProblem& problem, double bound,
+                 const std::string& what) {
+  const ReferenceResult want = problem.Want();
+  const KernelResult got = Solve(kernels, problem);
+  ASSERT_EQ(got.lse.size(), want.lse.size()) << what << ": wrote beyond its scratch";
+  EXPECT_LE(RelativeError(got.output.data(), want.output), bound) << what;
+  for (std::size_t row = 0; row < want.lse.size(); ++row) {
+    if (want.lse[row] == -kInfinity) {
+      EXPECT_EQ(got.lse[row], -kInfinity) << what << " row " << row;
+    } else {
+      EXPECT_NEAR(got.lse[row], want.lse[row], 1e-5 * (1 + std::abs(want.lse[row]))) << what;
+    }
+  }
+}
+
+class AttendKernel : public ::testing::TestWithParam<std::string> {
+ protected:
+  const KernelTable& kernels() const { return *FindKernels(GetParam()); }
+};
+
+TEST_P(AttendKernel, AllTypesAndDims) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const auto& [dim_k, dim_v] :
+         {std::pair{64, 64}, {80, 80}, {96, 96}, {128, 128}, {192, 128}, {256, 256}, {16, 48}}) {
+      for (const int rows : {1, 4, 9, 70}) {
+        const KernelProblem problem(type, rows, 333, dim_k, dim_v, 7);
+        ExpectClose(kernels(), problem, kF32Bound,
+                    std::string(NameOf(type)) + " dims " + std::to_string(dim_k) + "/" +
+                        std::to_string(dim_v) + " rows " + std::to_string(rows));
+      }
+    }
+  }
+}
+
+TEST_P(AttendKernel, RowAndKeyCountsAroundTileEdges) {
+  for (const int rows :
+       {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 97, 128, 130}) {
+    for (const int keys : {1, 2, 3, 31, 32, 33, 95, 96, 97, 200}) {
+      const KernelProblem problem(DType::kF16, rows, keys, 64, 64,
+                                  static_cast<std::uint32_t>(rows * 1000 + keys));
+      ExpectClose(kernels(), problem, kF32Bound,
+                  "rows " + std::to_string(rows) + " keys " + std::to_string(keys));
+    }
+  }
+}
+
+TEST_P(AttendKernel, RunsOfAnyShapeAndRangesOfEachRow) {
+  for (const int rows : {3, 8, 24, 100}) {
+    KernelProblem problem(DType::kF16, rows, 900, 64, 64, 11);
+    problem.runs = {{0, 5}, {7, 8}, {20, 22}, {64, 128}, {130, 331}, {700, 701}, {702, 900}};
+    for (int row = 0; row < rows; ++row) {
+      problem.visible[static_cast<std::size_t>(row)] = {row % 3 * 9, 600 + row * 3};
+    }
+    problem.visible[0] = {50, 60};    // between runs: empty
+    problem.visible[1] = {700, 701};  // one key
+    ExpectClose(kernels(), problem, kF32Bound, "rows " + std::to_string(rows));
+  }
+}
+
+TEST_P(AttendKernel, MasksAreAdded) {
+  for (const int rows : {1, 4, 8, 40}) {
+    KernelProblem problem(DType::kF16, rows, 300, 64, 64, 5);
+    std::mt19937 random(3);
+    for (int row = 0; row < rows; ++row) {
+      std::vector<float>& mask = problem.mask.emplace_back(300);
+      for (float& bias : mask) {
+        const auto choice = random() % 4;
+        bias = choice == 0 ? -std::numeric_limits<float>::infinity() : choice == 1 ? -1.5f : 0.0f;
+      }
+    }
+    problem.mask[0].assign(300, -std::numeric_limits<float>::infinity());
+    ExpectClose(kernels(), problem, kF32Bound, "rows " + std::to_string(rows));
+  }
+}
+
+TEST_P(AttendKernel, LongContextKeepsItsAccuracy) {
+  for (const int rows : {4, 48}) {
+    const KernelProblem flat(DType::kF16, rows, 16384, 128, 128, 21);
+    ExpectClose(kernels(), flat, kF32Bound, "flat, rows " + std::to_string(rows));
+    const KernelProblem peaked(DType::kF16, rows, 16384, 128, 128, 21, 6);
+    ExpectClose(kernels(), peaked, kF32Bound, "peaked, rows " + std::to_string(rows));
+  }
+}
+
+TEST_P(AttendKernel, SameBitsEveryTime) {
+  const KernelProblem problem(DType::kF16, 70, 500, 64, 64, 2);
+  const KernelResult first = Solve(kernels(), problem);
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const KernelResult again = Solve(kernels(), problem);
+    EXPECT_EQ(std::memcmp(again.output.data(), first.output.data(), 4 * first.output.size()), 0);
+    EXPECT_EQ(again.lse, first.lse);
+  }
+}
+
+// Several KV heads in one call give what each gives alone.
+TEST_P(AttendKernel, ProblemsTogetherEqualProblemsApart) {
+  constexpr int kProblems = 19;  // more than one pass of the few-rows kernel takes
+  for (const int rows : {4, 20}) {
+    std::vector<KernelProblem> problems;
+    for (int p = 0; p < kProblems; ++p) {
+      problems.emplace_back(DType::kBF16, rows, 111, 64, 64, static_cast<std::uint32_t>(p + 50));
+    }
+    std::vector<std::vector<const float*>> queries(kProblems);
+    std::vector<std::vector<float*>> outputs(kProblems);
+    std::vector<std::vector<float>> output(kProblems), lses(kProblems);
+    std::vector<AttendArgs> args(kProblems);
+    AlignedBytes scratch = AllocateAligned(kernels().attend_scratch(rows, kProblems, 64, 64));
+    const KeySegment segment = {
+        .runs = problems[0].runs.data(), .run_count = 1, .visible = problems[0].visible.data()};
+    for (int p = 0; p < kProblems; ++p) {
+      output[p].resize(static_cast<std::size_t>(rows) * 64);
+      lses[p].resize(static_cast<std::size_t>(rows));
+      for (int row = 0; row < rows; ++row) {
+        queries[p].push_back(problems[p].queries.values.data() + row * 64);
+        outputs[p].push_back(output[p].data() + row * 64);
+      }
+      args[p] = {.rows = rows,
+                 .queries = queries[p].data(),
+                 .keys = {problems[p].keys.bytes.data(), 128, DType::kBF16, 64},
+                 .values = {problems[p].values.bytes.data(), 128, DType::kBF16, 64},
+                 .scale = problems[p].scale,
+                 .segments = &segment,
+                 .segment_count = 1,
+                 .outputs = outputs[p].data(),
+                 .lses = lses[p].data(),
+                 .scratch = scratch.get()};
+    }
+    kernels().attend(args.data(), kProblems);
+    for (int p = 0; p < kProblems; ++p) {
+      const KernelResult alone = Solve(kernels(), problems[p]);
+      EXPECT_EQ(output[p], alone.output) << p;
+      EXPECT_EQ(lses[p], alone.lse) << p;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, AttendKernel, ::testing::ValuesIn(AvailableIsas()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace coppice::testing

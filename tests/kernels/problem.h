@@ -1,0 +1,107 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// One call of a kernel on one KV head, with everything it points at, and the reference for it.
+#pragma once
+
+#include <vector>
+
+#include "core/align.h"
+#include "kernels/table.h"
+#include "support/reference.h"
+
+namespace coppice::testing {
+
+// Rows are the heads of one token, so that Reference() can be used as it is.
+struct KernelProblem {
+  Tensor queries;  // [1, rows, dim_k]
+  Tensor keys;     // [keys, 1, dim_k]
+  Tensor values;   // [keys, 1, dim_v]
+  float scale;
+  std::vector<KeyRange> runs;
+  std::vector<KeyRange> visible;         // [rows]
+  std::vector<std::vector<float>> mask;  // [rows][keys] or empty
+
+  KernelProblem(DType type, int rows, int key_count, int dim_k, int dim_v, std::uint32_t seed,
+                float query_scale = 1)
+      : queries(RandomTensor(DType::kF32, 1, rows, dim_k, seed, query_scale)),
+        keys(RandomTensor(type, key_count, 1, dim_k, seed + 1)),
+        values(RandomTensor(type, key_count, 1, dim_v, seed + 2)),
+        scale(1.0f / std::sqrt(static_cast<float>(dim_k))),
+        runs{{0, key_count}},
+        visible(static_cast<std::size_t>(rows), KeyRange{0, key_count}) {}
+
+  int rows() const { return static_cast<int>(queries.heads); }
+
+  bool Sees(std::int64_t row, std::int64_t key) const {
+    const KeyRange range = visible[static_cast<std::size_t>(row)];
+    if (key < range.begin || key >= range.end) return false;
+    for (const KeyRange run : runs) {
+      if (key >= run.begin && key < run.end) return true;
+    }
+    return false;
+  }
+
+  ReferenceResult Want() const {
+    return Reference(queries, keys, values, scale,
+                     [&](std::int64_t, std::int64_t row, std::int64_t key) {
+                       if (!Sees(row, key)) return -kInfinity;
+                       if (mask.empty()) return 0.0;
+                       return static_cast<double>(
+                           mask[static_cast<std::size_t>(row)][static_cast<std::size_t>(key)]);
+                     });
+  }
+};
+
+struct KernelResult {
+  std::vector<float> output;  // [rows, dim_v]
+  std::vector<float> lse;     // [rows]
+};
+
+inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& problem) {
+  const auto rows = static_cast<std::size_t>(problem.rows());
+  const auto dim_k = static_cast<int>(problem.keys.dim);
+  const auto dim_v = static_cast<int>(problem.values.dim);
+  KernelResult result;
+  result.output.assign(rows * static_cast<std::size_t>(dim_v), 12345.0f);
+  result.lse.assign(rows, 12345.0f);
+  std::vector<const float*> queries(rows);
+  std::vector<float*> outputs(rows);
+  std::vector<const std::byte*> mask_rows(rows);
+  for (std::size_t row = 0; row < rows; ++row) {
+    queries[row] = problem.queries.values.data() + row * static_cast<std::size_t>(dim_k);
+    outputs[row] = result.output.data() + row * static_cast<std::size_t>(dim_v);
+    if (!problem.mask.empty()) {
+      mask_rows[row] = reinterpret_cast<const std::byte*>(problem.mask[row].data());
+    }
+  }
+  KeySegment segment = {.runs = problem.runs.data(),
+                        .run_count = static_cast<int>(problem.runs.size()),
+                        .visible = problem.visible.data()};
+  if (!problem.mask.empty()) {
+    segment.mask_rows = mask_rows.data();
+    segment.mask_type = DType::kF32;
+  }
+  // Guard bytes behind the scratch show a kernel that takes more than it said.
+  const std::size_t size = kernels.attend_scratch(problem.rows(), 1, dim_k, dim_v);
+  AlignedBytes scratch = AllocateAligned(size + kCacheLine);
+  for (std::size_t i = 0; i < kCacheLine; ++i) scratch[size + i] = std::byte{0xA5};
+  const TensorView keys = problem.keys.view();
+  const TensorView values = problem.values.view();
+  const AttendArgs args = {.rows = problem.rows(),
+                           .queries = queries.data(),
+                           .keys = {keys.Row(0, 0), keys.token_stride, keys.type, dim_k},
+                           .values = {values.Row(0, 0), values.token_stride, values.type, dim_v},
+                           .scale = problem.scale,
+                           .segments = &segment,
+                           .segment_count = 1,
+                           .outputs = outputs.data(),
+                           .lses = result.lse.data(),
+                           .scratch = scratch.get()};
+  kernels.attend(&args, 1);
+  for (std::size_t i = 0; i < kCacheLine; ++i) {
+    if (scratch[size + i] != std::byte{0xA5}) result.lse.clear();  // fails every comparison
+  }
+  return result;
+}
+
+}  // namespace coppice::testing

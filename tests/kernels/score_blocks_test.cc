@@ -1,0 +1,61 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "core/align.h"
+#include "kernels/table.h"
+#include "support/reference.h"
+
+namespace coppice::testing {
+namespace {
+
+class ScoreBlocks : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ScoreBlocks, IsTheHighestProductOfEachBlock) {
+  const KernelTable& kernels = *FindKernels(GetParam());
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const int rows : {1, 3, 4, 8, 9, 24, 64, 70}) {
+      for (const int block_size : {1, 2, 8, 33}) {
+        constexpr int kDim = 64, kKeys = 500;
+        const Tensor queries = RandomTensor(DType::kF32, 1, rows, kDim, 1);
+        const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
+        std::vector<const float*> pointers;
+        for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * kDim]);
+        std::vector<std::int32_t> starts;
+        for (int start = 0; start < kKeys; start += block_size + 3) starts.push_back(start);
+        std::vector<float> scores(starts.size(), 99);
+        AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
+        kernels.score_blocks({.rows = rows,
+                              .queries = pointers.data(),
+                              .keys = {keys.bytes.data(), keys.view().token_stride, type, kDim},
+                              .starts = starts.data(),
+                              .count = static_cast<int>(starts.size()),
+                              .block_size = block_size,
+                              .limit = kKeys,
+                              .scores = scores.data(),
+                              .scratch = scratch.get()});
+        for (std::size_t b = 0; b < starts.size(); ++b) {
+          double want = -kInfinity;
+          for (int key = starts[b]; key < std::min(starts[b] + block_size, kKeys); ++key) {
+            for (int row = 0; row < rows; ++row) {
+              double dot = 0;
+              for (int i = 0; i < kDim; ++i) {
+                dot += static_cast<double>(queries.at(0, row, i)) * keys.at(key, 0, i);
+              }
+              want = std::max(want, dot);
+            }
+          }
+          ASSERT_NEAR(scores[b], want, 1e-4)
+              << NameOf(type) << " rows " << rows << " block " << block_size << " at " << b;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, ScoreBlocks, ::testing::ValuesIn(AvailableIsas()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace coppice::testing
