@@ -60,12 +60,15 @@ inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, i
         layout.queries + static_cast<std::int64_t>(panel) * kPanel * args.keys.dim;
     MultiplyPanel<false, false>(vectors, layout.key_tile, args.keys.dim, count, queries,
                                 args.keys.dim, layout.scores);
-    for (int j = 0; j < count; ++j) {
-      Vec most = Vec::Set(args.scores[layout.block_of[j]]);
-      for (int v = 0; v < vectors; ++v) {
-        most = MaxOrSecond(Vec::Load(layout.scores + j * kPanel + v * Vec::kLanes), most);
+    for (int j = 0; j < count;) {
+      const std::int32_t block = layout.block_of[j];
+      Vec most = Vec::Set(args.scores[block]);
+      for (; j < count && layout.block_of[j] == block; ++j) {
+        for (int v = 0; v < vectors; ++v) {
+          most = MaxOrSecond(Vec::Load(layout.scores + j * kPanel + v * Vec::kLanes), most);
+        }
       }
-      args.scores[layout.block_of[j]] = MaxLanes(most);
+      args.scores[block] = MaxLanes(most);
     }
   }
 }
@@ -110,6 +113,7 @@ void ScoreBlocks(const ScoreArgs& args) {
     const int end = Min(args.starts[block] + args.block_size, args.limit);
     for (int key = args.starts[block]; key < end; ++key) {
       layout.keys[count] = key;
+      PrefetchRow(args.keys, key);  // candidates are scattered: let their misses overlap
       layout.block_of[count] = block;
       if (++count == most) flush();
     }
