@@ -59,9 +59,9 @@ def download(wheel, directory):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     found = sorted(directory.glob("*.whl"))
     if result.returncode != 0 or len(found) != 1:
-        print(result.stdout + result.stderr, file=sys.stderr)
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise SetupError(
-            f"pip could not download {requirement}: is the Python package registry reachable? "
+            f"pip could not download {requirement} ({reason}); is the package registry in reach? "
             f"By hand: python3 -m pip download --no-deps {requirement}"
         )
     return found[0]

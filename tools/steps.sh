@@ -11,7 +11,7 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/coppice
-logs=$root/build/log
+logs=${COPPICE_LOG_DIR:-$root/build/log}
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -71,7 +71,7 @@ step() {
   set -e
   stop_watcher
   if ((status == 0)); then
-    say "$title: done, $((SECONDS - began)) s"
+    ((SECONDS == began)) || say "$title: done, $((SECONDS - began)) s"
     return 0
   fi
   local last
