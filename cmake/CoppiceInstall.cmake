@@ -17,8 +17,8 @@ if(TARGET coppice_llama)
   install(EXPORT coppiceLlamaTargets NAMESPACE coppice:: DESTINATION ${_package_dir})
   install(FILES cmake/FindLlama.cmake DESTINATION ${_package_dir})
 endif()
-if(TARGET coppice_app)
-  install(TARGETS coppice_app)
+if(TARGET coppice_command)
+  install(TARGETS coppice_command)
 endif()
 
 configure_package_config_file(cmake/coppiceConfig.cmake.in
