@@ -25,6 +25,8 @@ configure_package_config_file(cmake/coppiceConfig.cmake.in
   ${PROJECT_BINARY_DIR}/cmake/coppiceConfig.cmake INSTALL_DESTINATION ${_package_dir})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/cmake/coppiceConfigVersion.cmake
   COMPATIBILITY SameMinorVersion)
+# Relative, so that an install tree may be moved.
+file(RELATIVE_PATH _prefix_from_pc ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
 configure_file(cmake/coppice.pc.in ${PROJECT_BINARY_DIR}/cmake/coppice.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/cmake/coppiceConfig.cmake
               ${PROJECT_BINARY_DIR}/cmake/coppiceConfigVersion.cmake
