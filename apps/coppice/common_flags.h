@@ -1,0 +1,23 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// --kv-type and --threads, alike for all subcommands.
+#pragma once
+
+#include <CLI/App.hpp>
+#include <string>
+
+#include "coppice/tensor.h"
+
+namespace coppice::app {
+
+// The processors that this process may use.
+int DefaultThreads();
+void AddThreads(CLI::App& command, int& threads);
+
+// f16, bf16 or f32; with `quantised` q8_0 too.
+void AddKvType(CLI::App& command, std::string& name, bool quantised = false);
+
+// name must be f16, bf16 or f32.
+DType ParseKvType(const std::string& name);
+
+}  // namespace coppice::app

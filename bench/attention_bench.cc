@@ -1,0 +1,199 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+#include "attention_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+
+#include "accuracy.h"
+#include "ceilings.h"
+#include "coppice/attention.h"
+#include "peers/peer.h"
+
+namespace coppice::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A first round longer than this is counted instead of being thrown away as a warm-up.
+constexpr double kLongRound = 2.0;
+constexpr int kMostRounds = 2000;
+// Query tokens that are compared: dense ones cost us 1/16 of 512 queries, float64 ones far more.
+constexpr int kDenseTokens = 32;
+constexpr std::int64_t kFloat64Products = std::int64_t{1} << 30;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+Timing Summarise(std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  const std::size_t middle = seconds.size() / 2;
+  const double median =
+      seconds.size() % 2 == 1 ? seconds[middle] : (seconds[middle - 1] + seconds[middle]) / 2;
+  return {seconds.front(), median, static_cast<int>(seconds.size())};
+}
+
+// Our attention on fixed inputs. A round of pruned decoding is as many steps as share a selection,
+// on a cache that grows to all tokens; every other round is one call.
+class Ours {
+ public:
+  Ours(const Inputs& inputs, ThreadPool& pool, Attention attention, int refresh)
+      : inputs_(inputs),
+        pool_(pool),
+        attention_(std::move(attention)),
+        workspace_(pool.threads()),
+        steps_(static_cast<int>(std::min<std::int64_t>(refresh, inputs.shape().tokens))),
+        output_(static_cast<std::size_t>(inputs.shape().queries * inputs.shape().heads *
+                                         inputs.shape().dim)) {}
+
+  Status Run() {
+    const Shape& shape = inputs_.shape();
+    attention_.Reset();
+    for (int step = 0; step < steps_; ++step) {
+      AttentionInputs arguments{
+          .queries = inputs_.queries(),
+          .keys = inputs_.keys(),
+          .values = inputs_.values(),
+          .output = Contiguous(output_.data(), shape.queries, shape.heads, shape.dim)};
+      arguments.keys.tokens -= steps_ - 1 - step;
+      arguments.values.tokens = arguments.keys.tokens;
+      if (Status status = attention_.Plan(arguments, workspace_); !status.ok()) return status;
+      pool_.Run(attention_.items(),
+                [&](int item, int thread) { attention_.RunItem(item, thread); });
+    }
+    return Status::Ok();
+  }
+
+  int steps() const { return steps_; }
+  Attention& attention() { return attention_; }
+  const float* output() const { return output_.data(); }
+  std::size_t ExtraBytes() const {
+    const BlockMask& mask = attention_.mask();
+    return workspace_.bytes() + (mask.starts.capacity() + mask.counts.capacity()) * 4;
+  }
+
+ private:
+  const Inputs& inputs_;
+  ThreadPool& pool_;
+  Attention attention_;
+  Workspace workspace_;
+  int steps_;
+  std::vector<float> output_;
+};
+
+Result<Ours> MakeOurs(const AttentionBenchOptions& options, const Inputs& inputs,
+                      ThreadPool& pool) {
+  Result<Attention> attention = Attention::Create(options.settings, options.isa);
+  if (!attention.ok()) return attention.status();
+  const bool reuses = inputs.shape().queries == 1 && options.settings.method != "dense";
+  return Ours(inputs, pool, std::move(attention).value(), reuses ? options.settings.refresh : 1);
+}
+
+struct LivePeer {
+  std::unique_ptr<Peer> peer;
+  std::vector<double> seconds;
+  Status status;
+};
+
+std::vector<LivePeer> PreparePeers(const Inputs& inputs, int threads) {
+  std::vector<LivePeer> peers;
+  for (std::unique_ptr<Peer>& peer : MakePeers()) {
+    LivePeer live{std::move(peer), {}, {}};
+    live.status =
+        live.peer->Prepare(inputs.queries(), inputs.keys(), inputs.values(), threads);
+    peers.push_back(std::move(live));
+  }
+  return peers;
+}
+
+// Alternating rounds, ours first. Returns the seconds of ours, one entry for each round.
+Result<std::vector<double>> Measure(const AttentionBenchOptions& options, Ours& ours,
+                                    std::vector<LivePeer>& peers) {
+  std::vector<double> seconds;
+  double total = 0;
+  for (int round = 0; round < kMostRounds; ++round) {
+    auto start = Clock::now();
+    if (Status status = ours.Run(); !status.ok()) return status;
+    const double own = SecondsSince(start);
+    const bool warm_up = round == 0 && own < kLongRound;
+    if (!warm_up) {
+      seconds.push_back(own / ours.steps());
+    } else {
+      ours.attention().ClearStats();
+    }
+    for (LivePeer& live : peers) {
+      if (!live.status.ok()) continue;
+      start = Clock::now();
+      live.status = live.peer->Run();
+      if (!warm_up) live.seconds.push_back(SecondsSince(start));
+    }
+    total += warm_up ? 0 : own;
+    if (static_cast<int>(seconds.size()) >= options.rounds && total >= options.seconds) break;
+  }
+  return seconds;
+}
+
+void FillSizes(const Shape& shape, AttentionBenchResult& result) {
+  const auto queries = static_cast<double>(shape.queries);
+  const double visible =
+      queries * static_cast<double>(shape.tokens) - queries * (queries - 1) / 2;
+  result.dense_gflop = 4.0 * static_cast<double>(shape.heads * shape.dim) * visible * 1e-9;
+  result.kv_gbytes = static_cast<double>(shape.KvBytes()) * 1e-9;
+}
+
+Status FillErrors(const AttentionBenchOptions& options, const Inputs& inputs, ThreadPool& pool,
+                  Ours& ours, std::vector<LivePeer>& peers, AttentionBenchResult& result) {
+  const Result<Reference> dense = DenseReference(inputs, kDenseTokens, options.isa, pool);
+  if (!dense.ok()) return dense.status();
+  if (options.settings.method == "dense") {
+    const Shape& shape = inputs.shape();
+    const std::int64_t of_a_token = shape.tokens * shape.heads * shape.dim;
+    const auto most = static_cast<int>(std::clamp<std::int64_t>(kFloat64Products / of_a_token, 1, 8));
+    result.rel_error_vs_dense =
+        RelativeError(ours.output(), inputs, Float64Reference(inputs, most, pool));
+  } else {
+    result.rel_error_vs_dense = RelativeError(ours.output(), inputs, dense.value());
+  }
+  for (LivePeer& live : peers) {
+    PeerResult peer{live.peer->name(), live.status, {}, 0};
+    if (live.status.ok()) {
+      peer.timing = Summarise(live.seconds);
+      peer.rel_error_vs_dense = RelativeError(live.peer->output(), inputs, dense.value());
+    }
+    result.peers.push_back(std::move(peer));
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+Result<AttentionBenchResult> RunAttentionBench(const AttentionBenchOptions& options,
+                                               const Inputs& inputs, ThreadPool& pool) {
+  Result<Ours> ours = MakeOurs(options, inputs, pool);
+  if (!ours.ok()) return ours.status();
+  std::vector<LivePeer> peers;
+  if (options.peers) peers = PreparePeers(inputs, pool.threads());
+  const Result<std::vector<double>> seconds = Measure(options, *ours, peers);
+  if (!seconds.ok()) return seconds.status();
+
+  AttentionBenchResult result;
+  result.isa = ours->attention().isa();
+  result.timing = Summarise(seconds.value());
+  FillSizes(inputs.shape(), result);
+  const AttentionStats stats = ours->attention().stats();
+  const double calls = static_cast<double>(seconds.value().size()) * ours->steps();
+  result.selected_fraction =
+      static_cast<double>(stats.keys_read) / static_cast<double>(stats.keys_visible);
+  result.select_s = stats.select_s / calls;
+  result.attend_s = stats.attend_s / calls;
+  result.extra_bytes = ours->ExtraBytes();
+  Status status = FillErrors(options, inputs, pool, *ours, peers, result);
+  if (!status.ok()) return status;
+  result.peak_gflops = PeakGflops(result.isa, pool);
+  result.stream_gbytes_per_s = StreamGbytesPerSecond(result.isa, pool);
+  return result;
+}
+
+}  // namespace coppice::bench

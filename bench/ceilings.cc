@@ -1,0 +1,180 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// The probes are compiled for one instruction set each by function attributes, and are called only
+// when the kernels of that set run here.
+#include "ceilings.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace coppice::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+constexpr int kSteps = 50000;  // of an item: about a millisecond
+constexpr int kItemsPerThread = 16;
+constexpr int kRounds = 5;
+constexpr std::size_t kStreamBytes = std::size_t{512} << 20;
+constexpr std::size_t kChunkBytes = std::size_t{4} << 20;
+
+// A probe does its work and returns how many floating-point operations it did.
+using FmaProbe = double (*)(float seed, float* sink);
+// Sums a chunk, so that all of it must be read.
+using ReadProbe = float (*)(const float* data, std::size_t count);
+
+// Plain code for the baseline instruction set: multiply and add are two instructions there.
+double FmaGeneric(float seed, float* sink) {
+  constexpr int kLanes = 32;
+  float sums[kLanes];
+  for (int i = 0; i < kLanes; ++i) sums[i] = seed * static_cast<float>(i);
+  for (int step = 0; step < kSteps; ++step) {
+    for (int i = 0; i < kLanes; ++i) sums[i] = sums[i] * seed + seed;
+  }
+  float sum = 0;
+  for (const float each : sums) sum += each;
+  *sink = sum;
+  return 2.0 * kLanes * kSteps;
+}
+
+float ReadGeneric(const float* data, std::size_t count) {
+  constexpr std::size_t kLanes = 32;
+  float sums[kLanes] = {};
+  for (std::size_t at = 0; at + kLanes <= count; at += kLanes) {
+    for (std::size_t i = 0; i < kLanes; ++i) sums[i] += data[at + i];
+  }
+  float sum = 0;
+  for (const float each : sums) sum += each;
+  return sum;
+}
+
+#if defined(__x86_64__)
+// Ten accumulators hide the latency of four cycles at two multiply-adds a cycle.
+__attribute__((target("avx2,fma"))) double FmaAvx2(float seed, float* sink) {
+  constexpr int kAccumulators = 10;
+  const __m256 factor = _mm256_set1_ps(seed);
+  __m256 sums[kAccumulators];
+  for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm256_set1_ps(static_cast<float>(i));
+  for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 10
+    for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm256_fmadd_ps(sums[i], factor, factor);
+  }
+  for (int i = 1; i < kAccumulators; ++i) sums[0] = _mm256_add_ps(sums[0], sums[i]);
+  *sink = _mm256_cvtss_f32(sums[0]);
+  return 2.0 * 8 * kAccumulators * kSteps;
+}
+
+__attribute__((target("avx512f"))) double FmaAvx512(float seed, float* sink) {
+  constexpr int kAccumulators = 10;
+  const __m512 factor = _mm512_set1_ps(seed);
+  __m512 sums[kAccumulators];
+  for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
+  for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 10
+    for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_fmadd_ps(sums[i], factor, factor);
+  }
+  for (int i = 1; i < kAccumulators; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  *sink = _mm512_cvtss_f32(sums[0]);
+  return 2.0 * 16 * kAccumulators * kSteps;
+}
+
+__attribute__((target("avx2"))) float ReadAvx2(const float* data, std::size_t count) {
+  __m256 sums[4] = {};
+  for (std::size_t at = 0; at + 32 <= count; at += 32) {
+#pragma GCC unroll 4
+    for (std::size_t i = 0; i < 4; ++i) {
+      sums[i] = _mm256_add_ps(sums[i], _mm256_loadu_ps(data + at + 8 * i));
+    }
+  }
+  const __m256 sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]),
+                                   _mm256_add_ps(sums[2], sums[3]));
+  return _mm256_cvtss_f32(sum);
+}
+
+__attribute__((target("avx512f"))) float ReadAvx512(const float* data, std::size_t count) {
+  __m512 sums[4] = {};
+  for (std::size_t at = 0; at + 64 <= count; at += 64) {
+#pragma GCC unroll 4
+    for (std::size_t i = 0; i < 4; ++i) {
+      sums[i] = _mm512_add_ps(sums[i], _mm512_loadu_ps(data + at + 16 * i));
+    }
+  }
+  const __m512 sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]),
+                                   _mm512_add_ps(sums[2], sums[3]));
+  return _mm512_cvtss_f32(sum);
+}
+#endif
+
+struct Probes {
+  FmaProbe fma = FmaGeneric;
+  ReadProbe read = ReadGeneric;
+};
+
+Probes ProbesOf([[maybe_unused]] std::string_view isa) {
+#if defined(__x86_64__)
+  if (isa.starts_with("avx512") || isa == "amx") return {FmaAvx512, ReadAvx512};
+  if (isa == "avx2") return {FmaAvx2, ReadAvx2};
+#endif
+  return {};
+}
+
+}  // namespace
+
+double PeakGflops(std::string_view isa, ThreadPool& pool) {
+  const FmaProbe probe = ProbesOf(isa).fma;
+  const int items = kItemsPerThread * pool.threads();
+  std::vector<double> flops(static_cast<std::size_t>(items));
+  std::vector<float> sinks(static_cast<std::size_t>(items));
+  double best = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto start = Clock::now();
+    pool.Run(items, [&](int item, int) {
+      const auto i = static_cast<std::size_t>(item);
+      flops[i] = probe(0.5f, &sinks[i]);
+    });
+    const double seconds = SecondsSince(start);
+    double sum = 0;
+    for (const double each : flops) sum += each;
+    best = std::max(best, sum / seconds * 1e-9);
+  }
+  return best;
+}
+
+double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool) {
+  struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+  };
+  const std::unique_ptr<float, Free> data(
+      static_cast<float*>(std::aligned_alloc(4096, kStreamBytes)));
+  if (data == nullptr) return 0;
+  constexpr std::size_t kCount = kChunkBytes / sizeof(float);
+  const auto chunks = static_cast<int>(kStreamBytes / kChunkBytes);
+  const auto chunk = [&](int item) { return data.get() + static_cast<std::size_t>(item) * kCount; };
+  pool.Run(chunks, [&](int item, int) { std::fill_n(chunk(item), kCount, 1.0f); });
+  const ReadProbe probe = ProbesOf(isa).read;
+  std::vector<float> sinks(static_cast<std::size_t>(chunks));
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    const auto start = Clock::now();
+    pool.Run(chunks, [&](int item, int) {
+      sinks[static_cast<std::size_t>(item)] = probe(chunk(item), kCount);
+    });
+    best = std::max(best, static_cast<double>(kStreamBytes) / SecondsSince(start) * 1e-9);
+  }
+  // Using the sums keeps the compiler from leaving the reads out.
+  return sinks[0] == 0.0f ? 0 : best;
+}
+
+}  // namespace coppice::bench

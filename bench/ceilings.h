@@ -1,0 +1,21 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// What this machine can do at most, to hold measurements against: the peak rate of multiply-adds
+// and the bandwidth of streaming reads.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "coppice/executor.h"
+
+namespace coppice::bench {
+
+// GFLOP/s of f32 multiply-adds on all threads of the pool, in the registers that the kernels of
+// `isa` use; the best of a few short runs.
+double PeakGflops(std::string_view isa, ThreadPool& pool);
+
+// GB/s of reading 512 MiB from front to back on all threads, the best of three; 0 without memory.
+double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool);
+
+}  // namespace coppice::bench
