@@ -15,7 +15,8 @@ namespace {
 constexpr std::int64_t kChunkTokens = 512;  // filled by one item
 constexpr float kKeyCorrelation = 0.98f;
 constexpr float kQueryCorrelation = 0.995f;
-constexpr float kQueryLength = 4.0f;
+constexpr float kGroupShare = 0.8f;
+constexpr float kQueryLength = 6.0f;
 
 // Draws are taken from 65,536 normal numbers, made once: 16 random bits each.
 constexpr std::size_t kDraws = 1 << 16;
@@ -146,15 +147,27 @@ void Inputs::WalkKeys(std::uint64_t seed, ThreadPool& pool) {
 
 void Inputs::WalkQueries(std::uint64_t seed) {
   const float step = std::sqrt(1 - kQueryCorrelation * kQueryCorrelation);
-  const auto row = static_cast<std::size_t>(shape_.heads * shape_.dim);
+  const float own = std::sqrt(1 - kGroupShare * kGroupShare);
   Stream stream(seed);
-  std::vector<float> at(row);
-  for (float& x : at) x = Normals()[stream.Next()];
+  const auto draw = [](std::vector<float>& at, Stream& from) {
+    for (float& x : at) x = Normals()[from.Next()];
+  };
+  const auto walk = [&](std::vector<float>& at) {
+    for (float& x : at) x = kQueryCorrelation * x + step * Normals()[stream.Next()];
+  };
+  std::vector<float> groups(static_cast<std::size_t>(shape_.kv_heads * shape_.dim));
+  std::vector<float> heads(static_cast<std::size_t>(shape_.heads * shape_.dim));
+  draw(groups, stream);
+  draw(heads, stream);
   float* out = reinterpret_cast<float*>(queries_.get());
+  const std::int64_t group = shape_.heads / shape_.kv_heads;
   for (std::int64_t token = 0; token < shape_.queries; ++token) {
-    for (float& x : at) {
-      x = kQueryCorrelation * x + step * Normals()[stream.Next()];
-      *out++ = kQueryLength * x;
+    walk(groups);
+    walk(heads);
+    for (std::int64_t at = 0; at < shape_.heads * shape_.dim; ++at) {
+      const std::int64_t shared = at / shape_.dim / group * shape_.dim + at % shape_.dim;
+      *out++ = kQueryLength * (kGroupShare * groups[static_cast<std::size_t>(shared)] +
+                               own * heads[static_cast<std::size_t>(at)]);
     }
   }
 }

@@ -149,7 +149,7 @@ nlohmann::json ReportJson(const BenchOptions& options, const AttentionChoice& ch
                          {"seed", options.seed},
                          {"settings", ToJson(choice)},
                          {"isa", result.isa},
-                         {"arithmetic", "f32 FMA"},
+                         {"arithmetic", result.isa == "generic" ? "f32" : "f32 FMA"},
                          {"rounds", result.timing.rounds},
                          {"seconds_min", result.timing.seconds_min},
                          {"seconds_median", result.timing.seconds_median},
@@ -226,7 +226,7 @@ void AddSize(CLI::App& command, const char* flag, std::int64_t& value, std::int6
              std::int64_t most, const char* help) {
   command.add_option(flag, value, help)
       ->type_name("N")
-      ->check(CLI::Range(least, most))
+      ->check(Between(static_cast<double>(least), static_cast<double>(most)))
       ->capture_default_str();
 }
 
@@ -240,7 +240,7 @@ void AddBenchCommand(CLI::App& app, Action& action) {
   auto options = std::make_shared<BenchOptions>();
   command->add_option("--phase", options->phase, "decode: 1 query; prefill: many")
       ->type_name("prefill|decode")
-      ->check(CLI::IsMember({"prefill", "decode"}))
+      ->check(OneOf({"prefill", "decode"}))
       ->capture_default_str();
   command->add_option("--method", options->method, KnownMethods(/*allow_off=*/false))
       ->type_name("METHOD")
@@ -259,7 +259,7 @@ void AddBenchCommand(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--seconds", options->seconds, "measure at least that long")
       ->type_name("S")
-      ->check(CLI::Range(0.0, 3600.0))
+      ->check(Between(0, 3600))
       ->capture_default_str();
   AddThreads(*command, options->threads);
   command->add_flag("--peers", options->peers, "measure ggml's flash attention too");

@@ -3,7 +3,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace coppice::app {
@@ -11,7 +14,33 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 
+std::string Written(double number) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.15g", number);
+  return text;
+}
+
 }  // namespace
+
+std::function<std::string(const std::string&)> Between(double least, double most) {
+  return [least, most](const std::string& text) -> std::string {
+    char* end = nullptr;
+    const double number = std::strtod(text.c_str(), &end);
+    if (!text.empty() && *end == '\0' && number >= least && number <= most) return {};
+    return "'" + text + "' is not a number between " + Written(least) + " and " + Written(most);
+  };
+}
+
+std::function<std::string(const std::string&)> OneOf(std::vector<std::string> known) {
+  return [known = std::move(known)](const std::string& text) -> std::string {
+    std::string names;
+    for (const std::string& name : known) {
+      if (name == text) return {};
+      names += (names.empty() ? "" : ", ") + name;
+    }
+    return "unknown '" + text + "'; known: " + names;
+  };
+}
 
 int DefaultThreads() {
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostThreads);
@@ -20,7 +49,7 @@ int DefaultThreads() {
 void AddThreads(CLI::App& command, int& threads) {
   command.add_option("--threads", threads, "threads to compute with")
       ->type_name("N")
-      ->check(CLI::Range(1, kMostThreads))
+      ->check(Between(1, kMostThreads))
       ->capture_default_str();
 }
 
@@ -29,12 +58,7 @@ void AddKvType(CLI::App& command, std::string& name, bool quantised) {
   if (quantised) names.emplace_back("q8_0");
   command.add_option("--kv-type", name, "how keys and values are stored")
       ->type_name(quantised ? "f16|bf16|f32|q8_0" : "f16|bf16|f32")
-      ->check([names](const std::string& text) {
-        if (std::find(names.begin(), names.end(), text) != names.end()) return std::string();
-        std::string known;
-        for (const std::string& each : names) known += (known.empty() ? "" : ", ") + each;
-        return "unknown KV type '" + text + "'; known: " + known;
-      })
+      ->check(OneOf(names))
       ->capture_default_str();
 }
 

@@ -4,11 +4,17 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "coppice/tensor.h"
 
 namespace coppice::app {
+
+// Checks whose text does not clutter the help, and whose messages say what is allowed.
+std::function<std::string(const std::string&)> Between(double least, double most);
+std::function<std::string(const std::string&)> OneOf(std::vector<std::string> known);
 
 // The processors that this process may use.
 int DefaultThreads();

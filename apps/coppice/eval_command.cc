@@ -199,7 +199,7 @@ void AddTask(CLI::App& eval, const std::string& name, const std::string& help, A
   command->add_option("--lengths", options->lengths, "tokens of the prompts")
       ->type_name("N,N,...")
       ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 28))
+      ->check(Between(1, 1 << 28))
       ->capture_default_str();
   command->add_option("--attention", options->attention, KnownMethods(/*allow_off=*/true))
       ->type_name("METHOD[:key=value],...")
@@ -207,7 +207,7 @@ void AddTask(CLI::App& eval, const std::string& name, const std::string& help, A
       ->capture_default_str();
   command->add_option("--samples", options->samples, "prompts for each length and attention")
       ->type_name("N")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(Between(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--seed", options->seed, "of keys and places")->type_name("N")
       ->capture_default_str();

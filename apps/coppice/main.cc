@@ -66,7 +66,22 @@ int ExitStatus(const Status& status) {
   }
 }
 
+// CLI11 would only say that a subcommand is missing.
+std::string UnknownCommand(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return {};
+  std::string known;
+  for (const CLI::App* command : app.get_subcommands({})) {
+    if (command->get_name() == argv[1]) return {};
+    known += (known.empty() ? "" : ", ") + command->get_name();
+  }
+  return "unknown command '" + std::string(argv[1]) + "'; known: " + known;
+}
+
 int Parse(CLI::App& app, int argc, char** argv, bool& done) {
+  if (const std::string unknown = UnknownCommand(app, argc, argv); !unknown.empty()) {
+    done = true;
+    return Complain(app, unknown, 2);
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help, --version

@@ -117,6 +117,10 @@ Result<Model> Model::Load(const ModelOptions& options) {
     return Status::Unimplemented("model '" + options.path +
                                  "' is no text generator; give a decoder-only model");
   }
+  if (llama_vocab_type(model.vocab()) == LLAMA_VOCAB_TYPE_NONE) {
+    return Status::Unimplemented("model '" + options.path +
+                                 "' has no tokenizer; give a model that reads text");
+  }
   if (model.vocab_size() < 1 || model.trained_tokens() < 1) {
     return Damaged(options.path, "it has no vocabulary or no context length");
   }

@@ -190,10 +190,6 @@ Status Run(const RunOptions& options) {
   result.prompt_tokens = static_cast<int>(prompt.value().size());
   const Result<int> size = ContextTokens(options, model.value(), result.prompt_tokens);
   if (!size.ok()) return size.status();
-  if (size.value() > model.value().trained_tokens()) {
-    Note("the model was trained for " + WithCommas(model.value().trained_tokens()) +
-         " tokens; answers from beyond them may be poor");
-  }
 
   const InterruptScope interrupts;
   Result<Context> context =
@@ -202,6 +198,10 @@ Status Run(const RunOptions& options) {
                        .threads = options.threads,
                        .kv_type = options.kv_type});
   if (!context.ok()) return context.status();
+  if (size.value() > model.value().trained_tokens()) {
+    Note("the model was trained for " + WithCommas(model.value().trained_tokens()) +
+         " tokens; answers from beyond them may be poor");
+  }
   const Result<double> prefill = Prefill(*context, prompt.value(), "reading");
   if (!prefill.ok()) return prefill.status();
   result.prefill_s = prefill.value();
@@ -225,7 +225,7 @@ void AddModelFlags(CLI::App& command, RunOptions& options) {
   command.add_option("-p,--prompt", options.prompt, "the question")->type_name("TEXT");
   command.add_option("-n,--tokens", options.tokens, "generate at most that many tokens")
       ->type_name("N")
-      ->check(CLI::Range(1, kMostContext))
+      ->check(Between(1, kMostContext))
       ->capture_default_str();
   command.add_option("--attention", options.attention, KnownMethods(/*allow_off=*/true))
       ->type_name("METHOD")
@@ -242,16 +242,16 @@ void AddRunCommand(CLI::App& app, Action& action) {
   AddThreads(*command, options->threads);
   command->add_option("--ctx", options->context, "tokens of context; 0: what the prompt needs")
       ->type_name("N")
-      ->check(CLI::Range(0, kMostContext))
+      ->check(Between(0, kMostContext))
       ->capture_default_str();
   AddKvType(*command, options->kv_type, /*quantised=*/true);
   command->add_option("--answer", options->answer, "digits: a number is the only possible answer")
       ->type_name("free|digits")
-      ->check(CLI::IsMember({"free", "digits"}))
+      ->check(OneOf({"free", "digits"}))
       ->capture_default_str();
   command->add_option("--temperature", options->temperature, "0: always the likeliest token")
       ->type_name("T")
-      ->check(CLI::Range(0.0f, 100.0f))
+      ->check(Between(0, 100))
       ->capture_default_str();
   command->add_option("--seed", options->seed, "of the choice, when the temperature is not 0")
       ->type_name("N")

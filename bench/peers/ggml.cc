@@ -75,6 +75,7 @@ class GgmlPeer final : public Peer {
 };
 
 Status GgmlPeer::OpenBackend(int threads) {
+  ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   if (ggml_backend_dev_count() == 0) {
     ggml_backend_load_all_from_path(COPPICE_LLAMA_BACKENDS_DIR);
   }
