@@ -21,8 +21,8 @@ struct MaskReading {
 };
 
 // mask: f16 [rows, keys], rows `row_stride` bytes apart; 0 is visible, -inf is not, and any other
-// value makes the row no range. Reads every value once: 128 MiB (512 x 131072) in 13 ms on a 2.8 GHz
-// Xeon core. `reading` is overwritten, its memory reused.
+// value makes the row no range. Reads every value once: 128 MiB (512 x 131072) in 13 ms on a
+// 2.8 GHz Xeon core. `reading` is overwritten, its memory reused.
 void ReadMask(const void* mask, std::int64_t row_stride, std::int32_t rows, std::int32_t keys,
               MaskReading& reading);
 
