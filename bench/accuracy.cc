@@ -6,8 +6,8 @@
 #include <cstring>
 #include <limits>
 
-#include "core/half.h"
 #include "coppice/attention.h"
+#include "core/half.h"
 
 namespace coppice::bench {
 namespace {

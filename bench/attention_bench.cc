@@ -101,8 +101,7 @@ std::vector<LivePeer> PreparePeers(const Inputs& inputs, int threads) {
   std::vector<LivePeer> peers;
   for (std::unique_ptr<Peer>& peer : MakePeers()) {
     LivePeer live{std::move(peer), {}, {}};
-    live.status =
-        live.peer->Prepare(inputs.queries(), inputs.keys(), inputs.values(), threads);
+    live.status = live.peer->Prepare(inputs.queries(), inputs.keys(), inputs.values(), threads);
     peers.push_back(std::move(live));
   }
   return peers;
@@ -137,8 +136,7 @@ Result<std::vector<double>> Measure(const AttentionBenchOptions& options, Ours& 
 
 void FillSizes(const Shape& shape, AttentionBenchResult& result) {
   const auto queries = static_cast<double>(shape.queries);
-  const double visible =
-      queries * static_cast<double>(shape.tokens) - queries * (queries - 1) / 2;
+  const double visible = queries * static_cast<double>(shape.tokens) - queries * (queries - 1) / 2;
   result.dense_gflop = 4.0 * static_cast<double>(shape.heads * shape.dim) * visible * 1e-9;
   result.kv_gbytes = static_cast<double>(shape.KvBytes()) * 1e-9;
 }
@@ -150,7 +148,8 @@ Status FillErrors(const AttentionBenchOptions& options, const Inputs& inputs, Th
   if (options.settings.method == "dense") {
     const Shape& shape = inputs.shape();
     const std::int64_t of_a_token = shape.tokens * shape.heads * shape.dim;
-    const auto most = static_cast<int>(std::clamp<std::int64_t>(kFloat64Products / of_a_token, 1, 8));
+    const auto most =
+        static_cast<int>(std::clamp<std::int64_t>(kFloat64Products / of_a_token, 1, 8));
     result.rel_error_vs_dense =
         RelativeError(ours.output(), inputs, Float64Reference(inputs, most, pool));
   } else {

@@ -15,10 +15,10 @@ namespace coppice::bench {
 
 struct AttentionBenchOptions {
   AttentionSettings settings;
-  std::string isa;       // empty: the best
+  std::string isa;  // empty: the best
   bool peers = false;
-  double seconds = 1;    // measure at least that long
-  int rounds = 3;        // and at least that often
+  double seconds = 1;  // measure at least that long
+  int rounds = 3;      // and at least that often
 };
 
 struct Timing {
@@ -36,9 +36,9 @@ struct PeerResult {
 
 struct AttentionBenchResult {
   std::string isa;
-  Timing timing;  // of one call; in decode the mean over the steps that share a selection
-  double dense_gflop = 0;         // of the causal dense work: 4 * heads * dim * visible keys
-  double kv_gbytes = 0;           // keys and values, once
+  Timing timing;           // of one call; in decode the mean over the steps that share a selection
+  double dense_gflop = 0;  // of the causal dense work: 4 * heads * dim * visible keys
+  double kv_gbytes = 0;    // keys and values, once
   double selected_fraction = 0;   // keys read / keys visible
   double select_s = 0;            // thread-seconds of one call
   double attend_s = 0;            // thread-seconds of one call

@@ -98,8 +98,8 @@ __attribute__((target("avx2"))) float ReadAvx2(const float* data, std::size_t co
       sums[i] = _mm256_add_ps(sums[i], _mm256_loadu_ps(data + at + 8 * i));
     }
   }
-  const __m256 sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]),
-                                   _mm256_add_ps(sums[2], sums[3]));
+  const __m256 sum =
+      _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
   return _mm256_cvtss_f32(sum);
 }
 
@@ -111,8 +111,8 @@ __attribute__((target("avx512f"))) float ReadAvx512(const float* data, std::size
       sums[i] = _mm512_add_ps(sums[i], _mm512_loadu_ps(data + at + 16 * i));
     }
   }
-  const __m512 sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]),
-                                   _mm512_add_ps(sums[2], sums[3]));
+  const __m512 sum =
+      _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
   return _mm512_cvtss_f32(sum);
 }
 #endif

@@ -134,7 +134,8 @@ void Inputs::WalkKeys(std::uint64_t seed, ThreadPool& pool) {
     Stream stream(seed + static_cast<std::uint64_t>(head) * 7919);
     std::vector<float> at(static_cast<std::size_t>(shape_.dim));
     for (float& x : at) x = Normals()[stream.Next()];
-    std::byte* row = keys_.get() + static_cast<std::size_t>(head * shape_.dim) * SizeOf(shape_.type);
+    std::byte* row =
+        keys_.get() + static_cast<std::size_t>(head * shape_.dim) * SizeOf(shape_.type);
     for (std::int64_t token = 0; token < shape_.tokens; ++token, row += row_bytes) {
       for (std::int64_t i = 0; i < shape_.dim; ++i) {
         float& x = at[static_cast<std::size_t>(i)];
@@ -187,8 +188,8 @@ Result<Inputs> Inputs::Make(const Shape& shape, Kind kind, std::uint64_t seed, T
   return inputs;
 }
 
-Result<Inputs> Inputs::FromKeys(const Shape& shape, std::span<const float> keys,
-                                std::uint64_t seed, ThreadPool& pool) {
+Result<Inputs> Inputs::FromKeys(const Shape& shape, std::span<const float> keys, std::uint64_t seed,
+                                ThreadPool& pool) {
   Result<Inputs> inputs = Allocate(shape);
   if (!inputs.ok()) return inputs;
   inputs->FillRandom(inputs->values_.get(), seed + 2, pool);

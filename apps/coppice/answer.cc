@@ -28,7 +28,8 @@ Chooser::Chooser(const Model& model, Alphabet alphabet, float temperature, std::
     const std::string piece = Piece(model, token);
     const bool end = alphabet == Alphabet::kNumber && llama_vocab_is_eog(model.vocab(), token);
     if (end || AllDigits(piece)) later_.push_back(token);
-    const std::string_view unspaced = std::string_view(piece).substr(piece.starts_with(' ') ? 1 : 0);
+    const std::string_view unspaced =
+        std::string_view(piece).substr(piece.starts_with(' ') ? 1 : 0);
     if (AllDigits(unspaced) || piece == " ") first_.push_back(token);
   }
   if (alphabet == Alphabet::kFree) first_ = later_;

@@ -9,10 +9,10 @@
 #include <thread>
 
 #include "commands.h"
-#include "console.h"
-#include "core/half.h"
-#include "coppice/attention.h"
 #include "common_flags.h"
+#include "console.h"
+#include "coppice/attention.h"
+#include "core/half.h"
 #include "npy.h"
 #include "settings_flags.h"
 
@@ -28,7 +28,8 @@ struct ArrayOptions {
   bool json = false;
 };
 
-constexpr const char* kSelectHelp = R"(Arrays are .npy files of f32: queries [tokens, heads, dim], not scaled, and keys
+constexpr const char* kSelectHelp =
+    R"(Arrays are .npy files of f32: queries [tokens, heads, dim], not scaled, and keys
 [tokens, kv_heads, dim]; the last query sits on the last key.
 
 Example:
@@ -37,15 +38,15 @@ Example:
 JSON: selected[head][query_block] lists the first tokens of the selected key blocks, ascending;
 head is a KV head when shared_by_group is true. Sink and window are read too, and are not listed.)";
 
-constexpr const char* kAttendHelp = R"(Arrays are .npy files of f32: queries [tokens, heads, dim], not scaled, keys and values
+constexpr const char* kAttendHelp =
+    R"(Arrays are .npy files of f32: queries [tokens, heads, dim], not scaled, keys and values
 [tokens, kv_heads, dim]; attention is causal, the last query sitting on the last key.
 
 Example:
   coppice attend --method dense --queries q.npy --keys k.npy --values v.npy --out o.npy)";
 
 TensorView ViewOf(const Array& array) {
-  return Contiguous(array.data.data(), DType::kF32, array.shape[0], array.shape[1],
-                    array.shape[2]);
+  return Contiguous(array.data.data(), DType::kF32, array.shape[0], array.shape[1], array.shape[2]);
 }
 
 // Keys or values in the type that they are to be stored in; `storage` holds 2-byte ones.
@@ -60,8 +61,8 @@ TensorView Stored(const Array& array, DType type, std::vector<std::uint16_t>& st
 
 // Where the budget covers everything, the mask says so instead of listing; the list is all blocks
 // between sink and window.
-std::vector<std::int32_t> RowStarts(const BlockMask& mask, int head, int block, std::int64_t visible,
-                                    const AttentionSettings& settings) {
+std::vector<std::int32_t> RowStarts(const BlockMask& mask, int head, int block,
+                                    std::int64_t visible, const AttentionSettings& settings) {
   if (!mask.Everything(head, block)) {
     const auto row = mask.Row(head, block);
     return {row.begin(), row.end()};

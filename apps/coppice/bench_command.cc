@@ -30,13 +30,15 @@ struct BenchOptions {
   std::string input = "smooth";
   std::uint64_t seed = 1;
   double seconds = 1;
+  std::int64_t rounds = 3;
   int threads = DefaultThreads();
   bool peers = false;
   bool json = false;
 };
 
 constexpr std::int64_t kPrefillQueries = 512;
-constexpr const char* kHelp = R"(One layer's causal attention: the last --queries of --tokens tokens. The default shape is that of
+constexpr const char* kHelp =
+    R"(One layer's causal attention: the last --queries of --tokens tokens. The default shape is that of
 Llama 3 8B: 32 query heads, 8 KV heads, dim 128.
 
 Inputs: random (independent normal numbers: nothing is worth selecting), smooth (keys and queries
@@ -47,9 +49,9 @@ Examples:
   coppice bench attention --phase decode --tokens 65536 --threads 1 --peers
   coppice bench attention --phase prefill --tokens 16384 --method dense --kv-type bf16
 
-At least 3 rounds, and as many as fill --seconds; a round of ours, then one of each peer. In decode a
-round of a pruning method is the --refresh steps that share a selection, and the figure is their
-mean. Reported: fastest and median round; GFLOP/s of the work that dense attention does, whatever
+At least --rounds rounds, and as many as fill --seconds; a round of ours, then one of each peer. In
+decode a round of a pruning method is the --refresh steps that share a selection, and the figure is
+their mean. Reported: fastest and median round; GFLOP/s of the work that dense attention does, whatever
 was skipped; GB/s as if keys and values were read once; the two ceilings of this machine; the error
 against our dense kernel (of dense itself: against float64).)";
 
@@ -62,8 +64,7 @@ Result<bench::Shape> ShapeOf(const BenchOptions& options) {
                      .dim = options.head_dim,
                      .type = ParseKvType(options.kv_type)};
   if (shape.queries == 0) {
-    shape.queries =
-        options.phase == "decode" ? 1 : std::min(kPrefillQueries, options.tokens);
+    shape.queries = options.phase == "decode" ? 1 : std::min(kPrefillQueries, options.tokens);
   }
   if (options.phase == "decode" && shape.queries != 1) {
     return Status::InvalidArgument("decode has 1 query, not " + std::to_string(shape.queries) +
@@ -121,15 +122,14 @@ nlohmann::json PeersJson(const bench::AttentionBenchResult& result) {
       continue;
     }
     const bench::Timing& timing = peer.timing;
-    peers[peer.name] = {
-        {"seconds_min", timing.seconds_min},
-        {"seconds_median", timing.seconds_median},
-        {"rounds", timing.rounds},
-        {"gflops", result.dense_gflop / timing.seconds_min},
-        {"gbytes_per_s", result.kv_gbytes / timing.seconds_min},
-        {"ratio_min", timing.seconds_min / result.timing.seconds_min},
-        {"ratio_median", timing.seconds_median / result.timing.seconds_median},
-        {"rel_error_vs_dense", peer.rel_error_vs_dense}};
+    peers[peer.name] = {{"seconds_min", timing.seconds_min},
+                        {"seconds_median", timing.seconds_median},
+                        {"rounds", timing.rounds},
+                        {"gflops", result.dense_gflop / timing.seconds_min},
+                        {"gbytes_per_s", result.kv_gbytes / timing.seconds_min},
+                        {"ratio_min", timing.seconds_min / result.timing.seconds_min},
+                        {"ratio_median", timing.seconds_median / result.timing.seconds_median},
+                        {"rel_error_vs_dense", peer.rel_error_vs_dense}};
   }
   return peers;
 }
@@ -173,8 +173,7 @@ void PrintReport(const AttentionChoice& choice, const bench::AttentionBenchResul
   const auto add = [&](const std::string& name, const bench::Timing& timing, double error) {
     char error_text[32];
     std::snprintf(error_text, sizeof(error_text), "%.1e", error);
-    rows.push_back({name, Fixed(1e3 * timing.seconds_min, 3),
-                    Fixed(1e3 * timing.seconds_median, 3),
+    rows.push_back({name, Fixed(1e3 * timing.seconds_min, 3), Fixed(1e3 * timing.seconds_median, 3),
                     Fixed(result.dense_gflop / timing.seconds_min, 1),
                     Fixed(result.kv_gbytes / timing.seconds_min, 1), error_text,
                     Fixed(timing.seconds_median / result.timing.seconds_median, 2)});
@@ -189,8 +188,7 @@ void PrintReport(const AttentionChoice& choice, const bench::AttentionBenchResul
   }
   PrintTable(rows, stdout);
   std::printf("this machine: %s GFLOP/s of f32 multiply-adds, %s GB/s of streaming reads\n",
-              Fixed(result.peak_gflops, 0).c_str(),
-              Fixed(result.stream_gbytes_per_s, 1).c_str());
+              Fixed(result.peak_gflops, 0).c_str(), Fixed(result.stream_gbytes_per_s, 1).c_str());
   std::printf("keys read: %s %%, search %s ms, attention %s ms (of thread time), scratch %s\n",
               Fixed(100 * result.selected_fraction, 2).c_str(),
               Fixed(1e3 * result.select_s, 3).c_str(), Fixed(1e3 * result.attend_s, 3).c_str(),
@@ -211,7 +209,8 @@ Status RunBenchAttention(const BenchOptions& options) {
       bench::RunAttentionBench({.settings = choice.value().settings,
                                 .isa = choice.value().isa,
                                 .peers = options.peers,
-                                .seconds = options.seconds},
+                                .seconds = options.seconds,
+                                .rounds = static_cast<int>(options.rounds)},
                                inputs.value(), pool);
   if (!result.ok()) return result.status();
   if (options.json) {
@@ -255,17 +254,20 @@ void AddBenchCommand(CLI::App& app, Action& action) {
   command->add_option("--input", options->input, "what the data looks like")
       ->type_name("random|smooth|FILE.npy")
       ->capture_default_str();
-  command->add_option("--seed", options->seed, "of the data")->type_name("N")
+  command->add_option("--seed", options->seed, "of the data")
+      ->type_name("N")
       ->capture_default_str();
   command->add_option("--seconds", options->seconds, "measure at least that long")
       ->type_name("S")
       ->check(Between(0, 3600))
       ->capture_default_str();
+  AddSize(*command, "--rounds", options->rounds, 1, 2000, "and at least that often");
   AddThreads(*command, options->threads);
   command->add_flag("--peers", options->peers, "measure ggml's flash attention too");
   command->add_flag("--json", options->json, "print one JSON object");
   options->flags.AddTo(*command, /*allow_off=*/false);
-  command->callback([options, &action] { action = [options] { return RunBenchAttention(*options); }; });
+  command->callback(
+      [options, &action] { action = [options] { return RunBenchAttention(*options); }; });
 }
 
 }  // namespace coppice::app

@@ -77,12 +77,11 @@ double Median(std::vector<double> values) {
 }
 
 Status RunRow(const EvalOptions& options, const Model& model, EvalTask& task, EvalRow& row) {
-  Result<Context> context =
-      Context::Create(model, row.choice,
-                      {.tokens = row.length + task.extra_tokens(),
-                       .outputs = task.outputs(),
-                       .threads = options.threads,
-                       .kv_type = options.kv_type});
+  Result<Context> context = Context::Create(model, row.choice,
+                                            {.tokens = row.length + task.extra_tokens(),
+                                             .outputs = task.outputs(),
+                                             .threads = options.threads,
+                                             .kv_type = options.kv_type});
   if (!context.ok()) return context.status();
   std::vector<double> values;
   std::vector<double> seconds;
@@ -133,12 +132,9 @@ void PrintRowsJson(const EvalOptions& options, const EvalTask& task,
                        {"keys_read_fraction", row.keys_read_fraction},
                        {"prefill_s", row.prefill_s}});
   }
-  nlohmann::json json = {{"task", task.name()},
-                         {"model", options.model.path},
-                         {"seed", options.seed},
-                         {"threads", options.threads},
-                         {"kv_type", options.kv_type},
-                         {"results", std::move(results)}};
+  nlohmann::json json = {{"task", task.name()},        {"model", options.model.path},
+                         {"seed", options.seed},       {"threads", options.threads},
+                         {"kv_type", options.kv_type}, {"results", std::move(results)}};
   if (!task.answer().empty()) json["answer"] = task.answer();
   PrintJson(json);
 }
@@ -191,7 +187,8 @@ void AddTask(CLI::App& eval, const std::string& name, const std::string& help, A
   command->footer(kHelp);
   auto options = std::make_shared<EvalOptions>();
   options->task = name;
-  command->add_option("-m,--model", options->model.path, "the model")->type_name("MODEL.gguf")
+  command->add_option("-m,--model", options->model.path, "the model")
+      ->type_name("MODEL.gguf")
       ->required();
   command->add_option("--text", options->text, "a long UTF-8 text")
       ->type_name("FILE")
@@ -209,7 +206,8 @@ void AddTask(CLI::App& eval, const std::string& name, const std::string& help, A
       ->type_name("N")
       ->check(Between(1, 1 << 20))
       ->capture_default_str();
-  command->add_option("--seed", options->seed, "of keys and places")->type_name("N")
+  command->add_option("--seed", options->seed, "of keys and places")
+      ->type_name("N")
       ->capture_default_str();
   AddThreads(*command, options->threads);
   AddKvType(*command, options->kv_type, /*quantised=*/true);
@@ -234,8 +232,7 @@ Result<Tokens> TextSource::TokensFrom(const Model& model, std::size_t offset, in
     // Cut at a line's end, so that no character is torn.
     std::size_t end = std::min(text_.size(), at + bytes);
     if (end < text_.size()) end = std::min(text_.size(), text_.find('\n', end));
-    const Result<Tokens> more =
-        Tokenize(model, text_.substr(at, end - at), /*special=*/false);
+    const Result<Tokens> more = Tokenize(model, text_.substr(at, end - at), /*special=*/false);
     if (!more.ok()) return more;
     if (more.value().empty()) {
       return Status::InvalidArgument("the text has no tokens for this model; give another --text");

@@ -31,14 +31,14 @@ class TextSource {
 };
 
 struct SampleRequest {
-  int length = 0;   // tokens of the prompt
-  int sample = 0;   // in [0, samples)
+  int length = 0;  // tokens of the prompt
+  int sample = 0;  // in [0, samples)
   int samples = 1;
   std::uint64_t seed = 1;
 };
 
 struct SampleResult {
-  double value = 0;      // what Score() takes
+  double value = 0;  // what Score() takes
   double prefill_s = 0;
 };
 

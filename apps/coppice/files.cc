@@ -91,8 +91,8 @@ Result<std::string> ReadText(const std::string& path) {
   if (text->empty()) return Status::DataLoss(name + " is empty; give a file with text in it");
   const std::size_t bad = FirstBadUtf8(*text);
   if (bad != std::string::npos) {
-    return Status::DataLoss(name + " is not UTF-8 text: bad byte at offset " +
-                            std::to_string(bad) + "; convert it first, as with iconv -t UTF-8");
+    return Status::DataLoss(name + " is not UTF-8 text: bad byte at offset " + std::to_string(bad) +
+                            "; convert it first, as with iconv -t UTF-8");
   }
   return text;
 }

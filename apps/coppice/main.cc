@@ -59,10 +59,14 @@ int Complain(const CLI::App& app, std::string message, int exit_status) {
 
 int ExitStatus(const Status& status) {
   switch (status.code()) {
-    case StatusCode::kOk: return 0;
-    case StatusCode::kInvalidArgument: return 2;
-    case StatusCode::kCancelled: return 130;
-    default: return 1;
+    case StatusCode::kOk:
+      return 0;
+    case StatusCode::kInvalidArgument:
+      return 2;
+    case StatusCode::kCancelled:
+      return 130;
+    default:
+      return 1;
   }
 }
 

@@ -6,8 +6,8 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <cstdlib>
+#include <cstring>
 
 #include "llama_runtime.h"
 #include "memory.h"
@@ -60,8 +60,8 @@ Status CheckExtents(const std::string& path, const gguf_context& gguf, std::uint
     const std::uint64_t offset = gguf_get_tensor_offset(&gguf, i);
     const std::uint64_t size = gguf_get_tensor_size(&gguf, i);
     if (data <= bytes && offset <= bytes - data && size <= bytes - data - offset) continue;
-    const double needed = static_cast<double>(data) + static_cast<double>(offset) +
-                          static_cast<double>(size);
+    const double needed =
+        static_cast<double>(data) + static_cast<double>(offset) + static_cast<double>(size);
     char text[160];
     std::snprintf(text, sizeof(text), "tensor %.48s ends at byte %.0f, the file at byte %llu",
                   gguf_get_tensor_name(&gguf, i), needed, static_cast<unsigned long long>(bytes));

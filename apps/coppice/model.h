@@ -15,7 +15,8 @@ namespace coppice::app {
 
 struct ModelOptions {
   std::string path;
-  bool check_tensors = false;  // read all weights and look for impossible values; small files always
+  bool check_tensors =
+      false;  // read all weights and look for impossible values; small files always
   bool verbose = false;
 };
 

@@ -155,8 +155,8 @@ Status WriteNpy(const std::string& path, std::span<const std::int64_t> shape,
   start += '\0';
   start += static_cast<char>(header.size() & 0xFF);
   start += static_cast<char>(header.size() >> 8);
-  return WriteFile(path, {start, header,
-                          {reinterpret_cast<const char*>(data.data()), data.size_bytes()}});
+  return WriteFile(
+      path, {start, header, {reinterpret_cast<const char*>(data.data()), data.size_bytes()}});
 }
 
 }  // namespace coppice::app

@@ -46,7 +46,8 @@ class Passkey final : public EvalTask {
   int outputs() const override { return 1; }
 
   Result<SampleResult> Run(Context& context, const SampleRequest& request) override {
-    std::mt19937_64 random(request.seed * 1000003 + static_cast<std::uint64_t>(request.sample) * 97 +
+    std::mt19937_64 random(request.seed * 1000003 +
+                           static_cast<std::uint64_t>(request.sample) * 97 +
                            static_cast<std::uint64_t>(request.length));
     const std::string key = std::to_string(10000 + random() % 90000);
     const Result<Tokens> prompt = MakePrompt(request, key, random() % text_.bytes());
@@ -100,7 +101,8 @@ class Passkey final : public EvalTask {
   // The place at that depth, or the end of a line shortly before it.
   std::size_t LineStartBefore(const Tokens& text, double depth) const {
     constexpr std::size_t kSearched = 64;
-    const auto wanted = static_cast<std::size_t>(std::floor(depth * static_cast<double>(text.size())));
+    const auto wanted =
+        static_cast<std::size_t>(std::floor(depth * static_cast<double>(text.size())));
     for (std::size_t at = wanted; at > 0 && wanted - at < kSearched; --at) {
       const std::string piece = Piece(model_, text[at - 1]);
       if (piece.find('\n') != std::string::npos) return at;

@@ -44,8 +44,9 @@ class Perplexity final : public EvalTask {
                                      " is too short for a perplexity; use at least 2");
     }
     const auto step = text_.bytes() / static_cast<std::size_t>(request.samples);
-    const std::size_t offset = step * static_cast<std::size_t>(request.sample) +
-                               static_cast<std::size_t>(request.seed * 7919) % std::max<std::size_t>(step / 4, 1);
+    const std::size_t offset =
+        step * static_cast<std::size_t>(request.sample) +
+        static_cast<std::size_t>(request.seed * 7919) % std::max<std::size_t>(step / 4, 1);
     const Result<Tokens> start = TokenizeTemplate(model_, "", /*special=*/true);
     if (!start.ok()) return start.status();
     Tokens tokens = start.value();
@@ -81,11 +82,12 @@ class Perplexity final : public EvalTask {
       std::vector<double> losses(count);
       pool_.Run(static_cast<int>(count), [&](int row, int) {
         const auto i = static_cast<std::size_t>(row);
-        losses[i] = NegativeLogLikelihood(context.Logits(row), model_.vocab_size(),
-                                          tokens[at + i + 1]);
+        losses[i] =
+            NegativeLogLikelihood(context.Logits(row), model_.vocab_size(), tokens[at + i + 1]);
       });
       for (const double loss : losses) sum += loss;
-      softmax_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - softmax).count();
+      softmax_s +=
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - softmax).count();
       at += count;
     }
     const double seconds =

@@ -14,19 +14,18 @@ Result<Tokens> TokenizeText(const Model& model, const std::string& text, bool sp
     return Status::InvalidArgument("the text has more than 2 GiB; cut it");
   }
   Tokens tokens(text.size() + kExtra);
-  const std::int32_t count =
-      llama_tokenize(model.vocab(), text.data(), static_cast<std::int32_t>(text.size()),
-                     tokens.data(), static_cast<std::int32_t>(tokens.size()), special,
-                     parse_special);
+  const std::int32_t count = llama_tokenize(
+      model.vocab(), text.data(), static_cast<std::int32_t>(text.size()), tokens.data(),
+      static_cast<std::int32_t>(tokens.size()), special, parse_special);
   if (count < 0) {
     return Status::DataLoss("model '" + model.path() + "' cannot tokenize the text");
   }
   tokens.resize(static_cast<std::size_t>(count));
   for (const llama_token token : tokens) {
     if (token < 0 || token >= model.vocab_size()) {
-      return Status::DataLoss("model '" + model.path() + "' is damaged: its tokenizer gives token " +
-                              std::to_string(token) + " of " + std::to_string(model.vocab_size()) +
-                              "; fetch it again");
+      return Status::DataLoss("model '" + model.path() +
+                              "' is damaged: its tokenizer gives token " + std::to_string(token) +
+                              " of " + std::to_string(model.vocab_size()) + "; fetch it again");
     }
   }
   return tokens;
@@ -45,10 +44,9 @@ Result<Tokens> TokenizeTemplate(const Model& model, const std::string& text, boo
 std::string Piece(const Model& model, llama_token token) {
   std::string piece(64, '\0');
   while (true) {
-    const std::int32_t size =
-        llama_token_to_piece(model.vocab(), token, piece.data(),
-                             static_cast<std::int32_t>(piece.size()), /*lstrip=*/0,
-                             /*special=*/false);
+    const std::int32_t size = llama_token_to_piece(
+        model.vocab(), token, piece.data(), static_cast<std::int32_t>(piece.size()), /*lstrip=*/0,
+        /*special=*/false);
     const auto needed = static_cast<std::size_t>(size < 0 ? -size : size);
     const bool done = size >= 0;
     piece.resize(needed);

@@ -1,13 +1,14 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
 // `coppice run`: a question about a long document, answered by a GGUF model.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <unistd.h>
 
 #include "answer.h"
 #include "commands.h"
@@ -66,18 +67,18 @@ struct RunResult {
 
 Result<int> ContextTokens(const RunOptions& options, const Model& model, int prompt_tokens) {
   const int needed = prompt_tokens + options.tokens;
-  const std::string need = "the prompt has " + WithCommas(prompt_tokens) + " tokens and -n asks for " +
-                           WithCommas(options.tokens) + " more, together " + WithCommas(needed);
+  const std::string need = "the prompt has " + WithCommas(prompt_tokens) +
+                           " tokens and -n asks for " + WithCommas(options.tokens) +
+                           " more, together " + WithCommas(needed);
   if (options.context > 0) {
     if (needed <= options.context) return options.context;
     return Status::ResourceExhausted(need + ", but --ctx is " + WithCommas(options.context) +
                                      "; raise --ctx, lower -n, or cut the document");
   }
   if (needed <= model.trained_tokens()) return needed;
-  return Status::ResourceExhausted(need + ", but the model was trained for " +
-                                   WithCommas(model.trained_tokens()) +
-                                   "; cut the document, or pass --ctx " + std::to_string(needed) +
-                                   " to go beyond");
+  return Status::ResourceExhausted(
+      need + ", but the model was trained for " + WithCommas(model.trained_tokens()) +
+      "; cut the document, or pass --ctx " + std::to_string(needed) + " to go beyond");
 }
 
 Result<Tokens> ReadPrompt(const RunOptions& options, const Model& model) {
@@ -152,7 +153,8 @@ nlohmann::json ReportJson(const RunOptions& options, const AttentionChoice& choi
 void PrintReport(const RunOptions& options, const AttentionChoice& choice,
                  const RunResult& result) {
   const auto share = [&](double part, double whole) {
-    return choice.off || whole <= 0 ? std::string("not known") : Fixed(100 * part / whole, 0) + " %";
+    return choice.off || whole <= 0 ? std::string("not known")
+                                    : Fixed(100 * part / whole, 0) + " %";
   };
   // The first token comes from the prefill.
   const int steps = std::max(result.generated_tokens - 1, 0);
@@ -192,11 +194,9 @@ Status Run(const RunOptions& options) {
   if (!size.ok()) return size.status();
 
   const InterruptScope interrupts;
-  Result<Context> context =
-      Context::Create(model.value(), choice.value(),
-                      {.tokens = size.value(),
-                       .threads = options.threads,
-                       .kv_type = options.kv_type});
+  Result<Context> context = Context::Create(
+      model.value(), choice.value(),
+      {.tokens = size.value(), .threads = options.threads, .kv_type = options.kv_type});
   if (!context.ok()) return context.status();
   if (size.value() > model.value().trained_tokens()) {
     Note("the model was trained for " + WithCommas(model.value().trained_tokens()) +
@@ -218,7 +218,8 @@ Status Run(const RunOptions& options) {
 }
 
 void AddModelFlags(CLI::App& command, RunOptions& options) {
-  command.add_option("-m,--model", options.model.path, "the model")->type_name("MODEL.gguf")
+  command.add_option("-m,--model", options.model.path, "the model")
+      ->type_name("MODEL.gguf")
       ->required();
   command.add_option("-f,--file", options.file, "the document, UTF-8 text; - is stdin")
       ->type_name("FILE");

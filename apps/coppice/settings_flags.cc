@@ -74,8 +74,7 @@ Status Apply(AttentionChoice& choice, const std::string& key, const std::string&
       return Status::InvalidArgument("representative is '" + text +
                                      "'; it must be first or center");
     }
-    settings.representative =
-        text == "first" ? Representative::kFirst : Representative::kCenter;
+    settings.representative = text == "first" ? Representative::kFirst : Representative::kCenter;
     return Status::Ok();
   }
   if (key == "method") {
@@ -120,8 +119,8 @@ Status CheckChoice(const AttentionChoice& choice, bool allow_off) {
   if (!choice.isa.empty() && std::find(isas.begin(), isas.end(), choice.isa) == isas.end()) {
     std::string names;
     for (const std::string& name : isas) names += (names.empty() ? "" : ", ") + name;
-    return Status::InvalidArgument("isa '" + choice.isa + "' does not run here; available: " +
-                                   names);
+    return Status::InvalidArgument("isa '" + choice.isa +
+                                   "' does not run here; available: " + names);
   }
   AttentionSettings settings = choice.settings;
   if (choice.off) settings.method = "dense";
@@ -190,8 +189,8 @@ Result<AttentionChoice> SettingsFlags::Resolve(std::string_view text) const {
     }
     const std::size_t equals = item.find('=');
     if (equals == std::string::npos) {
-      return Status::InvalidArgument("'" + item +
-                                     "' is no setting; write METHOD:key=value, as in hip:budget=256");
+      return Status::InvalidArgument(
+          "'" + item + "' is no setting; write METHOD:key=value, as in hip:budget=256");
     }
     Status status = Apply(choice, item.substr(0, equals), item.substr(equals + 1));
     if (!status.ok()) return status;
@@ -214,8 +213,7 @@ nlohmann::json ToJson(const AttentionChoice& choice) {
   json["isa"] = choice.isa.empty() ? AvailableIsas().back() : choice.isa;
   if (settings.method == "dense") return json;
   for (const Field& field : kNumbers) json[field.key] = settings.*field.number;
-  json["representative"] =
-      settings.representative == Representative::kFirst ? "first" : "center";
+  json["representative"] = settings.representative == Representative::kFirst ? "first" : "center";
   json["share_group"] = settings.share_group;
   return json;
 }

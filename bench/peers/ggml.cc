@@ -41,11 +41,12 @@ struct FreeMemory {
 using Memory = std::unique_ptr<void, FreeMemory>;
 
 // ggml wants its tensors aligned to 32 bytes.
-Memory Allocate(std::size_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+Memory Allocate(std::size_t bytes) {
+  return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+}
 
 ggml_type TypeOf(DType type) {
-  return type == DType::kF32 ? GGML_TYPE_F32
-                             : type == DType::kF16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
+  return type == DType::kF32 ? GGML_TYPE_F32 : type == DType::kF16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
 }
 
 class GgmlPeer final : public Peer {
@@ -94,8 +95,8 @@ Status GgmlPeer::OpenBackend(int threads) {
 }
 
 ggml_tensor* GgmlPeer::Wrap(const TensorView& view) {
-  ggml_tensor* rows = ggml_new_tensor_3d(context_.get(), TypeOf(view.type), view.dim, view.heads,
-                                         view.tokens);
+  ggml_tensor* rows =
+      ggml_new_tensor_3d(context_.get(), TypeOf(view.type), view.dim, view.heads, view.tokens);
   Place(rows, const_cast<void*>(view.data));  // ggml does not write to its inputs
   ggml_tensor* view_tensor = ggml_permute(context_.get(), rows, 0, 2, 1, 3);
   ggml_backend_view_init(view_tensor);
@@ -133,8 +134,8 @@ Status GgmlPeer::Prepare(const TensorView& queries, const TensorView& keys,
   ggml_tensor* k = Wrap(keys);
   ggml_tensor* v = Wrap(values);
   ggml_tensor* mask = MakeMask(queries.tokens, keys.tokens);
-  output_ =
-      Allocate(static_cast<std::size_t>(queries.tokens * queries.heads * values.dim) * sizeof(float));
+  output_ = Allocate(static_cast<std::size_t>(queries.tokens * queries.heads * values.dim) *
+                     sizeof(float));
   if (mask == nullptr || output_ == nullptr) {
     return Status::ResourceExhausted("no memory for ggml's mask; use fewer --tokens");
   }

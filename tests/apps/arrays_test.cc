@@ -44,9 +44,14 @@ class Arrays : public ::testing::Test {
 
   CommandResult Call(const std::string& command, std::vector<std::string> more,
                      const std::string& out = "") {
-    std::vector<std::string> arguments = {command,  "--queries", directory_.Path("q.npy"),
-                                          "--keys", directory_.Path("k.npy"),
-                                          "--threads", "2", "--json"};
+    std::vector<std::string> arguments = {command,
+                                          "--queries",
+                                          directory_.Path("q.npy"),
+                                          "--keys",
+                                          directory_.Path("k.npy"),
+                                          "--threads",
+                                          "2",
+                                          "--json"};
     if (command == "attend") {
       arguments.insert(arguments.end(), {"--values", directory_.Path("v.npy"), "--out",
                                          out.empty() ? directory_.Path("o.npy") : out, "--lse",
@@ -68,7 +73,8 @@ class Arrays : public ::testing::Test {
         const std::vector<double> expected = Row(n, h, reads(n, h));
         for (int i = 0; i < kDim; ++i) {
           const double x = expected[static_cast<std::size_t>(i)];
-          const double got = output.value().data[static_cast<std::size_t>((n * kHeads + h) * kDim + i)];
+          const double got =
+              output.value().data[static_cast<std::size_t>((n * kHeads + h) * kDim + i)];
           error += (got - x) * (got - x);
           norm += x * x;
         }
@@ -119,8 +125,9 @@ TEST_F(Arrays, AttendDense) {
 
 // What select lists, with sink and window, is what attend reads.
 TEST_F(Arrays, AttendReadsWhatSelectLists) {
-  const std::vector<std::string> settings = {"--method", "hip", "--budget", "64", "--sink", "16",
-                                             "--window", "64", "--block-k", "8", "--block-q", "16"};
+  const std::vector<std::string> settings = {"--method",  "hip", "--budget",  "64",
+                                             "--sink",    "16",  "--window",  "64",
+                                             "--block-k", "8",   "--block-q", "16"};
   const nlohmann::json json = Call("select", settings).Json();
   EXPECT_EQ(json["block_size"], 8);
   EXPECT_EQ(json["query_block_size"], 16);
@@ -130,18 +137,19 @@ TEST_F(Arrays, AttendReadsWhatSelectLists) {
   const CommandResult attended = Call("attend", settings);
   ASSERT_EQ(attended.status, 0) << attended.err;
   EXPECT_LT(attended.Json()["keys_read_fraction"], 0.4);
-  EXPECT_LE(Error([&](int n, int h) {
-              const int position = kTokens - kQueries + n;
-              std::set<int> read;
-              for (int j = 0; j < 16; ++j) read.insert(j);
-              for (int j = position - 63; j <= position; ++j) read.insert(j);
-              for (const int start : json["selected"][static_cast<std::size_t>(h / 2)]
-                                         [static_cast<std::size_t>(n / 16)]) {
-                for (int j = start; j < start + 8; ++j) read.insert(j);
-              }
-              return read;
-            }),
-            4e-6);
+  EXPECT_LE(
+      Error([&](int n, int h) {
+        const int position = kTokens - kQueries + n;
+        std::set<int> read;
+        for (int j = 0; j < 16; ++j) read.insert(j);
+        for (int j = position - 63; j <= position; ++j) read.insert(j);
+        for (const int start :
+             json["selected"][static_cast<std::size_t>(h / 2)][static_cast<std::size_t>(n / 16)]) {
+          for (int j = start; j < start + 8; ++j) read.insert(j);
+        }
+        return read;
+      }),
+      4e-6);
 }
 
 TEST_F(Arrays, ABudgetThatCoversEverythingListsAllBlocks) {

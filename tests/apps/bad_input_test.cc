@@ -26,8 +26,8 @@ TEST_F(BadModel, NotAGguf) {
 
 TEST_F(BadModel, Truncated) {
   const std::string bytes = ReadAll(model_);
-  for (const std::size_t size : {std::size_t{3}, std::size_t{5}, std::size_t{24},
-                                 std::size_t{1000}, bytes.size() / 2, bytes.size() - 40}) {
+  for (const std::size_t size : {std::size_t{3}, std::size_t{5}, std::size_t{24}, std::size_t{1000},
+                                 bytes.size() / 2, bytes.size() - 40}) {
     SCOPED_TRACE(size);
     ExpectError(RunModel(directory_.Write("cut.gguf", bytes.substr(0, size))), 1, {"cut.gguf"});
   }

@@ -9,9 +9,9 @@ namespace coppice::testing {
 namespace {
 
 CommandResult Bench(std::vector<std::string> more) {
-  std::vector<std::string> arguments = {"bench", "attention", "--tokens", "2048", "--heads", "4",
-                                        "--kv-heads", "2", "--head-dim", "64", "--threads", "1",
-                                        "--seconds", "0", "--json"};
+  std::vector<std::string> arguments = {
+      "bench",      "attention", "--tokens",  "2048", "--heads",   "4", "--kv-heads", "2",
+      "--head-dim", "64",        "--threads", "1",    "--seconds", "0", "--json"};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return RunCommand(arguments);
 }
@@ -20,10 +20,9 @@ TEST(Bench, JsonHasTheKeysOfTheContract) {
   const CommandResult result = Bench({"--phase", "prefill", "--queries", "64", "--peers"});
   ASSERT_EQ(result.status, 0) << result.err;
   const nlohmann::json json = result.Json();
-  for (const char* key :
-       {"seconds_min", "seconds_median", "gflops", "gbytes_per_s", "peak_gflops", "arithmetic",
-        "isa", "stream_gbytes_per_s", "selected_fraction", "select_s", "attend_s", "extra_bytes",
-        "rel_error_vs_dense"}) {
+  for (const char* key : {"seconds_min", "seconds_median", "gflops", "gbytes_per_s", "peak_gflops",
+                          "arithmetic", "isa", "stream_gbytes_per_s", "selected_fraction",
+                          "select_s", "attend_s", "extra_bytes", "rel_error_vs_dense"}) {
     EXPECT_TRUE(json.contains(key)) << key;
   }
   EXPECT_GE(json["rounds"], 3);
@@ -38,8 +37,9 @@ TEST(Bench, DenseIsRight) {
   for (const char* type : {"f16", "bf16", "f32"}) {
     for (const char* phase : {"prefill", "decode"}) {
       for (const char* input : {"random", "smooth"}) {
-        const nlohmann::json json = Bench({"--method", "dense", "--kv-type", type, "--phase", phase,
-                                           "--input", input}).Json();
+        const nlohmann::json json =
+            Bench({"--method", "dense", "--kv-type", type, "--phase", phase, "--input", input})
+                .Json();
         EXPECT_LE(json["rel_error_vs_dense"], 4e-6) << type << " " << phase << " " << input;
         EXPECT_EQ(json["selected_fraction"], 1.0);
       }

@@ -21,8 +21,8 @@ struct CommandResult {
 };
 
 struct CommandOptions {
-  std::string in;        // stdin
-  std::string out_path;  // where stdout goes instead of into the result
+  std::string in;              // stdin
+  std::string out_path;        // where stdout goes instead of into the result
   int interrupt_after_ms = 0;  // send SIGINT then; 0: never
 };
 

@@ -18,11 +18,11 @@ TEST(Files, FirstBadUtf8) {
   EXPECT_EQ(FirstBadUtf8("plain"), none);
   EXPECT_EQ(FirstBadUtf8("\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x8C\xB3"), none);
   EXPECT_EQ(FirstBadUtf8("ab\x80"), 2u);
-  EXPECT_EQ(FirstBadUtf8("a\xC0\xAF"), 1u);          // overlong
-  EXPECT_EQ(FirstBadUtf8("\xE0\x9F\xBF"), 0u);       // overlong
-  EXPECT_EQ(FirstBadUtf8("\xED\xA0\x80"), 0u);       // surrogate
-  EXPECT_EQ(FirstBadUtf8("\xF4\x90\x80\x80"), 0u);   // beyond U+10FFFF
-  EXPECT_EQ(FirstBadUtf8("end \xE2\x82"), 4u);       // cut off
+  EXPECT_EQ(FirstBadUtf8("a\xC0\xAF"), 1u);         // overlong
+  EXPECT_EQ(FirstBadUtf8("\xE0\x9F\xBF"), 0u);      // overlong
+  EXPECT_EQ(FirstBadUtf8("\xED\xA0\x80"), 0u);      // surrogate
+  EXPECT_EQ(FirstBadUtf8("\xF4\x90\x80\x80"), 0u);  // beyond U+10FFFF
+  EXPECT_EQ(FirstBadUtf8("end \xE2\x82"), 4u);      // cut off
   EXPECT_EQ(FirstBadUtf8(std::string_view("\0a", 2)), none);
 }
 

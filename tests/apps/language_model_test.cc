@@ -46,8 +46,8 @@ TEST_F(LanguageModel, PerplexityOfDenseIsThatOfLlamaCpp) {
 }
 
 TEST_F(LanguageModel, AnswersInItsChatFormat) {
-  const CommandResult result =
-      RunCommand({"run", "-m", model_, "-p", "What is the capital of France?", "-n", "24", "--json"});
+  const CommandResult result = RunCommand(
+      {"run", "-m", model_, "-p", "What is the capital of France?", "-n", "24", "--json"});
   ASSERT_EQ(result.status, 0) << result.err;
   const std::string text = result.Json()["text"];
   EXPECT_NE(text.find("Paris"), std::string::npos) << text;
@@ -56,9 +56,10 @@ TEST_F(LanguageModel, AnswersInItsChatFormat) {
 TEST_F(LanguageModel, ATruncatedDownloadIsNoticed) {
   const TemporaryDirectory directory;
   const std::string bytes = ReadAll(model_);
-  ExpectError(RunCommand({"run", "-m", directory.Write("cut.gguf", bytes.substr(0, bytes.size() / 2)),
-                          "-p", "x", "--json"}),
-              1, {"cut.gguf", "damaged", "fetch it again"});
+  ExpectError(
+      RunCommand({"run", "-m", directory.Write("cut.gguf", bytes.substr(0, bytes.size() / 2)), "-p",
+                  "x", "--json"}),
+      1, {"cut.gguf", "damaged", "fetch it again"});
 }
 
 }  // namespace

@@ -34,7 +34,8 @@ TEST_F(RunTest, JsonHasTheKeysOfTheContract) {
 TEST_F(RunTest, EveryAttentionSaysTheSameWhenTheBudgetCoversTheContext) {
   std::string expected;
   for (const char* attention : {"off", "dense", "hip:budget=4096"}) {
-    const CommandResult result = Run({"-p", "hello", "-n", "8", "--attention", attention, "--json"});
+    const CommandResult result =
+        Run({"-p", "hello", "-n", "8", "--attention", attention, "--json"});
     ASSERT_EQ(result.status, 0) << result.err;
     const std::string text = result.Json()["text"];
     if (expected.empty()) expected = text;
@@ -49,9 +50,8 @@ TEST_F(RunTest, OffDoesNotKnowItsAttentionTime) {
 }
 
 TEST_F(RunTest, PruningReadsFewerKeys) {
-  const CommandResult result =
-      Run({"-f", text_, "--ctx", "24000", "-n", "1", "--budget", "64", "--dense-layers", "0",
-           "--window", "64", "--json"});
+  const CommandResult result = Run({"-f", text_, "--ctx", "24000", "-n", "1", "--budget", "64",
+                                    "--dense-layers", "0", "--window", "64", "--json"});
   ASSERT_EQ(result.status, 0) << result.err;
   EXPECT_LT(result.Json()["keys_read_fraction"], 0.1);
 }
@@ -74,8 +74,9 @@ TEST_F(RunTest, AnswersOfDigits) {
       Run({"-p", "a number?", "-n", "6", "--answer", "digits", "--json"}).Json();
   const std::string text = json["text"];
   EXPECT_FALSE(text.empty());
-  EXPECT_TRUE(std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c); }))
-      << text;
+  EXPECT_TRUE(std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return std::isdigit(c);
+  })) << text;
 }
 
 TEST_F(RunTest, TemperatureFollowsTheSeed) {
@@ -122,10 +123,10 @@ TEST_F(EvalTest, Passkey) {
 }
 
 TEST_F(EvalTest, PerplexityIsTheSameForAllThatReadEverything) {
-  const CommandResult result = RunCommand(
-      {"eval", "perplexity", "-m", model_, "--text", text_, "--lengths", "1500", "--attention",
-       "off,dense,hip:budget=4096,streaming:window=32", "--dense-layers", "0", "--samples", "2",
-       "--threads", "1", "--json"});
+  const CommandResult result =
+      RunCommand({"eval", "perplexity", "-m", model_, "--text", text_, "--lengths", "1500",
+                  "--attention", "off,dense,hip:budget=4096,streaming:window=32", "--dense-layers",
+                  "0", "--samples", "2", "--threads", "1", "--json"});
   ASSERT_EQ(result.status, 0) << result.err;
   const nlohmann::json results = result.Json()["results"];
   const double off = results[0]["score"];
@@ -142,10 +143,10 @@ TEST_F(EvalTest, TooShort) {
 }
 
 TEST_F(EvalTest, CtrlCStopsCleanly) {
-  const CommandResult result = RunCommand(
-      {"eval", "perplexity", "-m", model_, "--text", text_, "--lengths", "4000", "--attention",
-       "dense", "--samples", "100000", "--threads", "1", "--json"},
-      {.interrupt_after_ms = 2000});
+  const CommandResult result =
+      RunCommand({"eval", "perplexity", "-m", model_, "--text", text_, "--lengths", "4000",
+                  "--attention", "dense", "--samples", "100000", "--threads", "1", "--json"},
+                 {.interrupt_after_ms = 2000});
   EXPECT_EQ(result.status, 130) << result.err;
   EXPECT_EQ(result.out, "");
   ASSERT_EQ(result.Errors().size(), 1u);

@@ -103,8 +103,7 @@ class Weights {
 
 void AddWeights(gguf_context* gguf, ggml_context* memory) {
   Weights weights(gguf, memory);
-  weights.Matrix("token_embd.weight", kEmbedding,
-                 kBytes + static_cast<int>(std::size(kControls)));
+  weights.Matrix("token_embd.weight", kEmbedding, kBytes + static_cast<int>(std::size(kControls)));
   weights.Norm("output_norm.weight");
   for (int layer = 0; layer < kLayers; ++layer) {
     const std::string prefix = "blk." + std::to_string(layer) + ".";

@@ -9,9 +9,13 @@ namespace coppice::testing {
 namespace {
 
 TEST(Usage, HelpShowsExamples) {
-  for (const std::vector<std::string>& command :
-       {std::vector<std::string>{}, {"run"}, {"bench", "attention"}, {"eval", "passkey"},
-        {"eval", "perplexity"}, {"select"}, {"attend"}}) {
+  for (const std::vector<std::string>& command : {std::vector<std::string>{},
+                                                  {"run"},
+                                                  {"bench", "attention"},
+                                                  {"eval", "passkey"},
+                                                  {"eval", "perplexity"},
+                                                  {"select"},
+                                                  {"attend"}}) {
     std::vector<std::string> arguments = command;
     arguments.emplace_back("--help");
     const CommandResult result = RunCommand(arguments);
