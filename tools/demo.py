@@ -24,13 +24,19 @@ LAYER_TOKENS = (8 << 10, 128 << 10, 1 << 20)
 PHASES = (("decode", 1), ("prefill", 512))
 # One layer of the model: query heads, KV heads, dim.
 SHAPES = {"smollm2-135m": (9, 3, 64), "gemma-3-270m": (4, 1, 256)}
-ANSWER_TOKENS = 8
+KEY_DIGITS = 5
+ANSWER_TOKENS = KEY_DIGITS + 1  # some models spend one on the space before
 # Room for the question, the answer and the error of counting tokens by characters.
 MARGIN = 0.03
 CHARACTERS_PER_TOKEN = 4  # roughly, in English; only to find the slices below
 SLICES = 16
 SLICE_CHARACTERS = 250
-QUESTION = "What is the pass key? The pass key is"
+NOTE = f"""
+The answer is the first {KEY_DIGITS} digits. Models so small chat unless their answer is restricted to digits; it is,
+alike for all three.
+"""
+INSTRUCTION = "There is a pass key hidden in the following text. Find it and remember it.\n\n"
+QUESTION = "What is the pass key?\nThe pass key is"
 
 
 class Demo:
@@ -51,7 +57,7 @@ class Demo:
             file.flush()
             return self.coppice(
                 label, "run", "-m", self.options.model, "-f", file.name, "-p", QUESTION,
-                "--answer", "digits", *arguments,
+                "--raw", "--answer", "digits", *arguments,
             )
 
     def characters_per_token(self, text):
@@ -64,13 +70,14 @@ class Demo:
 
     def prompt(self, text):
         """The text of the model's trained length with the fact at two fifths, and the fact."""
-        key = str(random.Random(self.options.seed).randrange(10000, 100000))
-        fact = f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
-        tokens = self.model["trained_tokens"] * (1 - MARGIN) - ANSWER_TOKENS
+        least = 10 ** (KEY_DIGITS - 1)
+        key = str(random.Random(self.options.seed).randrange(least, 10 * least))
+        fact = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+        tokens = (self.options.tokens or self.model["trained_tokens"]) * (1 - MARGIN)
         about = text[: int(tokens * CHARACTERS_PER_TOKEN)]
         length = int(tokens * self.characters_per_token(about))
-        cut = text.rindex(" ", 0, int(length * 0.4))
-        return text[:cut] + fact + text[cut:length], key
+        cut = text.rindex("\n", 0, int(length * 0.4))
+        return INSTRUCTION + text[:cut] + fact + text[cut:length], key
 
     def answers(self, prompt):
         for attention in ATTENTIONS:
@@ -99,6 +106,7 @@ def parse_arguments(arguments):
     parser.add_argument("--name", choices=sorted(SHAPES), default="smollm2-135m")
     parser.add_argument("--text", type=pathlib.Path, default=cache_directory() / "texts/kjv.txt")
     parser.add_argument("--coppice", type=pathlib.Path, default=ROOT / "build/coppice")
+    parser.add_argument("--tokens", type=int, help="of the prompt; default: the trained length")
     parser.add_argument("--seed", type=int, default=7, help="of the hidden number")
     return parser.parse_args(arguments)
 
@@ -116,7 +124,7 @@ def main(arguments):
             f"with a number hidden in it; {os.cpu_count()} processors.\n"
         )
         print(attention_table(answers, key), flush=True)
-        print("\nAnswers are restricted to digits, alike for all three.\n", flush=True)
+        print(NOTE, flush=True)
         layers = dict(demo.layers())
     heads, kv_heads, dim = SHAPES[options.name]
     print(

@@ -48,7 +48,7 @@ def attention_table(reports, key):
         ]
     ]
     for attention, report in reports.items():
-        answer = report["text"].strip()
+        answer = report["text"].strip()[: len(key)]
         rows.append(
             [
                 NAMES[attention],
