@@ -166,7 +166,7 @@ double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool) {
   const ReadProbe probe = ProbesOf(isa).read;
   std::vector<float> sinks(static_cast<std::size_t>(chunks));
   double best = 0;
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const auto start = Clock::now();
     pool.Run(chunks, [&](int item, int) {
       sinks[static_cast<std::size_t>(item)] = probe(chunk(item), kCount);

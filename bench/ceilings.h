@@ -15,7 +15,7 @@ namespace coppice::bench {
 // `isa` use; the best of a few short runs.
 double PeakGflops(std::string_view isa, ThreadPool& pool);
 
-// GB/s of reading 512 MiB from front to back on all threads, the best of three; 0 without memory.
+// GB/s of reading 512 MiB from front to back on all threads, the best of a few; 0 without memory.
 double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool);
 
 }  // namespace coppice::bench
