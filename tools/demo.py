@@ -35,6 +35,11 @@ NOTE = f"""
 The answer is the first {KEY_DIGITS} digits. Models so small chat unless their answer is restricted to digits; it is,
 alike for all three.
 """
+LAYER_NOTE = """
+Times hold for any values. Quality does not: made-up keys give a search little to find (rel_error_vs_dense in
+coppice bench attention --json), so judge it by the answers above and by coppice eval.
+"search" is its share of the pruned time.
+"""
 INSTRUCTION = "There is a pass key hidden in the following text. Find it and remember it.\n\n"
 QUESTION = "What is the pass key?\nThe pass key is"
 
@@ -132,6 +137,7 @@ def main(arguments):
         "f16 keys and values, smooth random input.\n"
     )
     print(layer_table(layers, LAYER_TOKENS, PHASES))
+    print(LAYER_NOTE)
     return 0
 
 

@@ -68,7 +68,7 @@ def attention_table(reports, key):
 
 
 def layer_table(reports, lengths, phases):
-    rows = [["tokens", "queries", "dense", "pruned", "speed-up", "keys read", "search", "error"]]
+    rows = [["tokens", "queries", "dense", "pruned", "speed-up", "keys read", "search"]]
     for tokens in lengths:
         for phase, queries in phases:
             dense = reports[(tokens, phase, "dense")]
@@ -83,7 +83,6 @@ def layer_table(reports, lengths, phases):
                     times(dense["seconds_min"] / pruned["seconds_min"]),
                     percent(pruned["selected_fraction"]),
                     percent(pruned["select_s"] / both if both else None),
-                    f"{pruned['rel_error_vs_dense']:.2g}",
                 ]
             )
     return render(rows)
