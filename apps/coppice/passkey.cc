@@ -3,7 +3,10 @@
 // Passkey retrieval (arXiv 2305.16300): five digits are hidden in a long text, at a depth that moves
 // from sample to sample, and the model is asked for them. Score: the share of right answers.
 //
-//   [chat frame] instruction | text ... | the pass key | ... text | question [chat frame] start
+//   instruction | text ... | the pass key | ... text | question, start of the answer
+//
+// It is plain text to go on from, without a chat format: with one, SmolLM2-135M loses keys near the
+// beginning of 8,192 tokens that it finds without.
 //
 // The answer has no choice but digits, after one space at most: small models chat otherwise. It is
 // so for every attention alike.
@@ -24,8 +27,7 @@ constexpr std::size_t kDigits = 5;
 constexpr int kMostAnswerTokens = 8;
 constexpr const char* kInstruction =
     "There is a pass key hidden in the following text. Find it and remember it.\n\n";
-constexpr const char* kQuestion = "\n\nWhat is the pass key?";
-constexpr const char* kAnswerStart = "The pass key is";
+constexpr const char* kQuestion = "\n\nWhat is the pass key? The pass key is";
 
 std::string Needle(const std::string& key) {
   return "\nThe pass key is " + key + ". Remember it. " + key + " is the pass key.\n";
@@ -68,15 +70,9 @@ class Passkey final : public EvalTask {
  private:
   Result<Tokens> MakePrompt(const SampleRequest& request, const std::string& key,
                             std::size_t offset) const {
-    const ChatFrame frame = FrameOf(model_);
-    const bool chat = !frame.after.empty();
-    const auto part = [&](const std::string& text, bool special) {
-      return TokenizeTemplate(model_, text, special);
-    };
-    Result<Tokens> prompt = part(frame.before + kInstruction, /*special=*/true);
-    const Result<Tokens> needle = part(Needle(key), false);
-    const Result<Tokens> tail =
-        part(kQuestion + (chat ? frame.after : std::string(" ")) + kAnswerStart, false);
+    Result<Tokens> prompt = Tokenize(model_, kInstruction, /*special=*/true);
+    const Result<Tokens> needle = Tokenize(model_, Needle(key), /*special=*/false);
+    const Result<Tokens> tail = Tokenize(model_, kQuestion, /*special=*/false);
     for (const Result<Tokens>* tokens : {&std::as_const(prompt), &needle, &tail}) {
       if (!tokens->ok()) return tokens->status();
     }
