@@ -21,55 +21,52 @@ die() {
   exit "${2:-1}"
 }
 
-step_watcher=
+step_job=
 
-stop_watcher() {
-  [[ -n $step_watcher ]] || return 0
-  kill "$step_watcher" 2>/dev/null || true
-  wait "$step_watcher" 2>/dev/null || true
-  step_watcher=
-  if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+# A step is a process group of its own, so that a script that is told to stop stops all of it.
+stop_step() {
+  [[ -z $step_job ]] || kill -TERM -- "-$step_job" 2>/dev/null || true
+  exit "$1"
 }
-trap stop_watcher EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'stop_step 130' INT
+trap 'stop_step 143' TERM
 
 newest_line() { tail -c 2000 "$1" 2>/dev/null | tr '\r' '\n' | grep -v '^[[:space:]]*$' | tail -n 1; }
 
-# Redraws a line each second on a terminal, else writes one each half minute. The sleeps hold no
-# stream open, so that nobody waits for them after the end.
-watch_log() {
-  local began=$SECONDS line width seconds
-  while :; do
-    sleep 1 >/dev/null 2>&1
-    seconds=$((SECONDS - began))
-    if [[ -t 2 ]]; then
-      width=$(tput cols 2>/dev/null || echo 100)
-      line="$1  $seconds s  $(newest_line "$2" || true)"
-      printf '\r\033[K%s' "${line:0:width-1}" >&2
-    elif ((seconds > 0 && seconds % 30 == 0)); then
-      say "$1: $seconds s  $(newest_line "$2" || true)"
-    fi
-  done
+# show_step TITLE LOG TICKS: on a terminal redraws a line each second, else writes one each half
+# minute. A tick is a fifth of a second.
+show_step() {
+  local line width
+  if [[ -t 2 ]] && (($3 % 5 == 0)); then
+    width=$(tput cols || echo 100)
+    line="$1  $(($3 / 5)) s  $(newest_line "$2" || true)"
+    printf '\r\033[K%s' "${line:0:width-1}" >&2
+  elif [[ ! -t 2 ]] && (($3 % 150 == 0)); then
+    say "$1: $(($3 / 5)) s  $(newest_line "$2" || true)"
+  fi
 }
 
 # step TITLE COMMAND...: the command may be a function; it runs with errexit and without stdin.
 step() {
-  local title=$1 log began=$SECONDS status=0
+  local title=$1 log began=$SECONDS ticks=0 status=0
   shift
   mkdir -p "$logs"
   log=$logs/$(tr -cs '[:alnum:]\n' '-' <<<"$title").log
-  watch_log "$title" "$log" &
-  step_watcher=$!
-  set +e
+  set -m
   (
     set -e
     trap - EXIT INT TERM
     "$@"
-  ) </dev/null >"$log" 2>&1
-  status=$?
-  set -e
-  stop_watcher
+  ) </dev/null >"$log" 2>&1 &
+  step_job=$!
+  set +m
+  while kill -0 "$step_job" 2>/dev/null; do
+    sleep 0.2
+    show_step "$title" "$log" $((ticks += 1))
+  done
+  wait "$step_job" || status=$?
+  step_job=
+  if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
   if ((status == 0)); then
     ((SECONDS == began)) || say "$title: done, $((SECONDS - began)) s"
     return 0
