@@ -19,7 +19,7 @@ struct SelectArgs {
   int tokens = 0;                         // query tokens of the block
   int heads_per_token = 1;                // query heads that share the selection
   RowsView keys;                          // of the KV head
-  std::int32_t visible = 0;   // keys that the last token of the block may see
+  std::int32_t visible = 0;               // keys that the last token of the block may see
   std::int32_t* starts = nullptr;  // [Capacity()], written: first tokens of the blocks, ascending
   std::byte* scratch = nullptr;    // ScratchBytes(), 64-byte aligned
 };
