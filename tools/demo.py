@@ -21,6 +21,7 @@ from fetch_model import ROOT, cache_directory
 
 ATTENTIONS = ("off", "dense", "hip")
 LAYER_TOKENS = (8 << 10, 128 << 10, 1 << 20)
+LONG_WORK = 1 << 28  # tokens x queries; a dense round beyond takes 10 s on 2 cores
 PHASES = (("decode", 1), ("prefill", 512))
 # One layer of the model: query heads, KV heads, dim.
 SHAPES = {"smollm2-135m": (9, 3, 64), "gemma-3-270m": (4, 1, 256)}
@@ -101,6 +102,7 @@ class Demo:
                         "bench", "attention", "--phase", phase, "--method", method,
                         "--tokens", tokens, "--queries", queries, "--heads", heads,
                         "--kv-heads", kv_heads, "--head-dim", dim, "--seconds", 0,
+                        "--rounds", 1 if tokens * queries > LONG_WORK else 3,
                     )
                     yield (tokens, phase, method), report
 
