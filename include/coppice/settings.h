@@ -36,7 +36,7 @@ struct AttentionSettings {
   int dense_layers = 3;  // the first layers attend densely
   int refresh = 4;       // decoding steps that reuse one selection
 
-  bool fast = false;  // allow arithmetic below f32 where the machine gains by it
+  bool fast = false;  // allow arithmetic below f32; no kernel uses less yet
 };
 
 // Ok, or which field is wrong and what it may be.
