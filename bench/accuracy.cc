@@ -3,11 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "coppice/attention.h"
-#include "core/half.h"
+#include "core/rows.h"
 
 namespace coppice::bench {
 namespace {
@@ -18,17 +17,6 @@ std::vector<std::int64_t> SampleTokens(std::int64_t queries, int most) {
   std::vector<std::int64_t> tokens;
   for (std::int64_t i = count - 1; i >= 0; --i) tokens.push_back(queries - 1 - i * step);
   return tokens;
-}
-
-double Load(const std::byte* row, std::int64_t i, DType type) {
-  if (type == DType::kF32) {
-    float value = 0;
-    std::memcpy(&value, row + 4 * i, 4);
-    return value;
-  }
-  std::uint16_t half = 0;
-  std::memcpy(&half, row + 2 * i, 2);
-  return type == DType::kF16 ? F32FromF16(half) : F32FromBf16(half);
 }
 
 void ReferenceRow(const Inputs& inputs, std::int64_t token, std::int64_t head, float* out) {
@@ -43,7 +31,7 @@ void ReferenceRow(const Inputs& inputs, std::int64_t token, std::int64_t head, f
   for (std::int64_t j = 0; j < visible; ++j) {
     double score = 0;
     for (std::int64_t i = 0; i < shape.dim; ++i) {
-      score += query[i] * Load(keys.Row(j, kv_head), i, keys.type);
+      score += query[i] * LoadElement(keys.Row(j, kv_head), keys.type, i);
     }
     score /= std::sqrt(static_cast<double>(shape.dim));
     weights[static_cast<std::size_t>(j)] = score;
@@ -55,7 +43,8 @@ void ReferenceRow(const Inputs& inputs, std::int64_t token, std::int64_t head, f
   for (std::int64_t j = 0; j < visible; ++j) {
     const double weight = weights[static_cast<std::size_t>(j)] / sum;
     for (std::int64_t i = 0; i < shape.dim; ++i) {
-      row[static_cast<std::size_t>(i)] += weight * Load(values.Row(j, kv_head), i, values.type);
+      row[static_cast<std::size_t>(i)] +=
+          weight * LoadElement(values.Row(j, kv_head), values.type, i);
     }
   }
   std::copy(row.begin(), row.end(), out);

@@ -2,12 +2,11 @@
 #include "inputs.h"
 
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "core/half.h"
+#include "core/rows.h"
 
 namespace coppice::bench {
 namespace {
@@ -59,20 +58,26 @@ class Stream {
   int left_ = 0;
 };
 
-void Store(std::byte* row, std::int64_t i, DType type, float value) {
-  if (type == DType::kF32) {
-    std::memcpy(row + 4 * i, &value, 4);
-    return;
+struct Q8Block {
+  std::byte bytes[kQ8BlockBytes];
+};
+
+std::vector<Q8Block> MakeBlocks() {
+  std::vector<Q8Block> blocks(kDraws);
+  Stream stream(3);
+  float draws[kQ8BlockSize];
+  for (Q8Block& block : blocks) {
+    for (float& draw : draws) draw = Normals()[stream.Next()];
+    StoreRow(draws, DType::kQ8_0, kQ8BlockSize, block.bytes);
   }
-  const std::uint16_t half = type == DType::kF16 ? F16FromF32(value) : Bf16FromF32(value);
-  std::memcpy(row + 2 * i, &half, 2);
+  return blocks;
 }
 
-// Fills `count` numbers from a table of ready-made ones.
+// Fills `count` entries from a table of ready-made ones, kDraws of them.
 template <typename T>
 void FillFrom(const std::vector<T>& table, Stream& stream, std::byte* out, std::int64_t count) {
-  T* numbers = reinterpret_cast<T*>(out);
-  for (std::int64_t i = 0; i < count; ++i) numbers[i] = table[stream.Next()];
+  T* entries = reinterpret_cast<T*>(out);
+  for (std::int64_t i = 0; i < count; ++i) entries[i] = table[stream.Next()];
 }
 
 }  // namespace
@@ -106,7 +111,10 @@ TensorView Inputs::values() const {
 
 void Inputs::FillRandom(std::byte* rows, std::uint64_t seed, ThreadPool& pool) {
   std::vector<std::uint16_t> halves;
-  if (shape_.type != DType::kF32) {
+  std::vector<Q8Block> blocks;
+  if (shape_.type == DType::kQ8_0) {
+    blocks = MakeBlocks();
+  } else if (shape_.type != DType::kF32) {
     for (const float draw : Normals()) {
       halves.push_back(shape_.type == DType::kF16 ? F16FromF32(draw) : Bf16FromF32(draw));
     }
@@ -117,9 +125,11 @@ void Inputs::FillRandom(std::byte* rows, std::uint64_t seed, ThreadPool& pool) {
     const std::int64_t first = chunk * kChunkTokens;
     const std::int64_t count = std::min(kChunkTokens, shape_.tokens - first) * row;
     Stream stream(seed + static_cast<std::uint64_t>(chunk) * 0x51ED270B1ull);
-    std::byte* out = rows + static_cast<std::size_t>(first * row) * SizeOf(shape_.type);
+    std::byte* out = rows + RowBytes(shape_.type, first * row);
     if (shape_.type == DType::kF32) {
       FillFrom(Normals(), stream, out, count);
+    } else if (shape_.type == DType::kQ8_0) {
+      FillFrom(blocks, stream, out, count / kQ8BlockSize);
     } else {
       FillFrom(halves, stream, out, count);
     }
@@ -128,20 +138,15 @@ void Inputs::FillRandom(std::byte* rows, std::uint64_t seed, ThreadPool& pool) {
 
 void Inputs::WalkKeys(std::uint64_t seed, ThreadPool& pool) {
   const float step = std::sqrt(1 - kKeyCorrelation * kKeyCorrelation);
-  const std::size_t row_bytes =
-      static_cast<std::size_t>(shape_.kv_heads * shape_.dim) * SizeOf(shape_.type);
+  const std::int64_t row_bytes = RowBytes(shape_.type, shape_.kv_heads * shape_.dim);
   pool.Run(static_cast<int>(shape_.kv_heads), [&](int head, int) {
     Stream stream(seed + static_cast<std::uint64_t>(head) * 7919);
     std::vector<float> at(static_cast<std::size_t>(shape_.dim));
     for (float& x : at) x = Normals()[stream.Next()];
-    std::byte* row =
-        keys_.get() + static_cast<std::size_t>(head * shape_.dim) * SizeOf(shape_.type);
+    std::byte* row = keys_.get() + RowBytes(shape_.type, head * shape_.dim);
     for (std::int64_t token = 0; token < shape_.tokens; ++token, row += row_bytes) {
-      for (std::int64_t i = 0; i < shape_.dim; ++i) {
-        float& x = at[static_cast<std::size_t>(i)];
-        x = kKeyCorrelation * x + step * Normals()[stream.Next()];
-        Store(row, i, shape_.type, x);
-      }
+      for (float& x : at) x = kKeyCorrelation * x + step * Normals()[stream.Next()];
+      StoreRow(at.data(), shape_.type, shape_.dim, row);
     }
   });
 }
@@ -193,9 +198,7 @@ Result<Inputs> Inputs::FromKeys(const Shape& shape, std::span<const float> keys,
   Result<Inputs> inputs = Allocate(shape);
   if (!inputs.ok()) return inputs;
   inputs->FillRandom(inputs->values_.get(), seed + 2, pool);
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    Store(inputs->keys_.get(), static_cast<std::int64_t>(i), shape.type, keys[i]);
-  }
+  StoreRow(keys.data(), shape.type, static_cast<std::int64_t>(keys.size()), inputs->keys_.get());
   Stream stream(seed);
   float* out = reinterpret_cast<float*>(inputs->queries_.get());
   const std::int64_t group = shape.heads / shape.kv_heads;

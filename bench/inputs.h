@@ -29,10 +29,10 @@ struct Shape {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;
   std::int64_t dim = 0;
-  DType type = DType::kF16;  // of keys and values
+  DType type = DType::kF16;  // of keys and values; kQ8_0 takes dims that are multiples of 32
 
   std::size_t KvBytes() const {
-    return 2 * static_cast<std::size_t>(tokens * kv_heads * dim) * SizeOf(type);
+    return 2 * static_cast<std::size_t>(RowBytes(type, tokens * kv_heads * dim));
   }
 };
 

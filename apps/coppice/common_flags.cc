@@ -63,7 +63,10 @@ void AddKvType(CLI::App& command, std::string& name, bool quantised) {
 }
 
 DType ParseKvType(const std::string& name) {
-  return name == "f32" ? DType::kF32 : name == "bf16" ? DType::kBF16 : DType::kF16;
+  return name == "f32"    ? DType::kF32
+         : name == "bf16" ? DType::kBF16
+         : name == "q8_0" ? DType::kQ8_0
+                          : DType::kF16;
 }
 
 }  // namespace coppice::app

@@ -44,7 +44,7 @@ AttentionInputs InputsOf(const FlashNode& node, const MaskReading& mask, const C
 }
 
 std::size_t SampleBytes(const TensorView& keys) {
-  return std::min<std::size_t>(64, static_cast<std::size_t>(keys.dim) * SizeOf(keys.type));
+  return std::min<std::size_t>(64, static_cast<std::size_t>(RowBytes(keys.type, keys.dim)));
 }
 
 }  // namespace

@@ -30,6 +30,8 @@ std::optional<DType> TypeOf(const ggml_tensor* tensor) {
       return DType::kF16;
     case GGML_TYPE_BF16:
       return DType::kBF16;
+    case GGML_TYPE_Q8_0:
+      return DType::kQ8_0;
     default:
       return std::nullopt;
   }

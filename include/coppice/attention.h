@@ -52,6 +52,14 @@ struct AttentionInputs {
   float* lse = nullptr;  // [queries, heads] contiguous, natural log; -inf where nothing is visible
   float scale = 0;       // 0: 1 / sqrt(dim_k)
 
+  // Score of query p and key j, in this order: s = scale * q.k; softcap * tanh(s / softcap) where
+  // softcap is above 0 (Gemma 2, arXiv 2408.00118); + slope of the head * (j - p) with ALiBi (arXiv
+  // 2108.12409), p being the position of the query. ALiBi is dense.
+  float softcap = 0;
+  const float* alibi_slopes = nullptr;  // [heads]
+  // Attention sinks: a learned score of each head that only the denominator of its softmax sees.
+  const float* sinks = nullptr;  // [heads]
+
   // What a query may see. By default all keys up to its own, the last query sitting on the last
   // key. Else one range for each query token, and / or a mask added to the scores. Both are dense:
   // only plain causal inputs are pruned.

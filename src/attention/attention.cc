@@ -40,7 +40,8 @@ Attention& Attention::operator=(Attention&&) noexcept = default;
 Attention::~Attention() = default;
 
 bool Attention::Impl::ShouldPrune(const AttentionInputs& new_inputs) const {
-  if (selector == nullptr || new_inputs.visible != nullptr || new_inputs.mask.data != nullptr) {
+  if (selector == nullptr || new_inputs.visible != nullptr || new_inputs.mask.data != nullptr ||
+      new_inputs.alibi_slopes != nullptr) {
     return false;
   }
   const std::int64_t always = static_cast<std::int64_t>(settings.sink) + settings.window;

@@ -50,6 +50,15 @@ Status CheckInputs(const AttentionInputs& inputs) {
     return bad("query heads (" + std::to_string(q.heads) + ") are no multiple of KV heads (" +
                std::to_string(k.heads) + ")");
   }
+  for (const TensorView* view : {&k, &v}) {
+    if (view->type == DType::kQ8_0 && view->dim % kQ8BlockSize != 0) {
+      return bad("q8_0 rows are made of blocks of 32 elements, and " + std::to_string(view->dim) +
+                 " is no multiple of that");
+    }
+  }
+  if (!(inputs.softcap >= 0)) {
+    return bad("softcap is " + std::to_string(inputs.softcap) + "; it must be 0 (none) or above");
+  }
   if (inputs.visible == nullptr && inputs.mask.data == nullptr && q.tokens > k.tokens) {
     return bad("more queries (" + std::to_string(q.tokens) + ") than keys (" +
                std::to_string(k.tokens) + ") in causal attention");
@@ -108,6 +117,8 @@ ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelT
   scratch.far = cutter.Take<KeyRange>(rows);
   scratch.near = cutter.Take<KeyRange>(rows);
   scratch.mask_rows = cutter.Take<const std::byte*>(rows);
+  scratch.slopes = cutter.Take<float>(problems * rows);
+  scratch.positions = cutter.Take<std::int32_t>(rows);
   scratch.runs = cutter.Take<KeyRange>(static_cast<std::size_t>(plan.max_runs));
   scratch.kernel = cutter.Take<std::byte>(
       kernels.attend_scratch(plan.tile_rows(), plan.heads_per_item, plan.dim_k, plan.dim_v));

@@ -63,6 +63,8 @@ struct ItemScratch {
   KeyRange* far;                // [rows] visible part of sink and selected blocks
   KeyRange* near;               // [rows] visible part of the window, or all that is visible
   const std::byte** mask_rows;  // [rows]
+  float* slopes;                // [heads_per_item][rows], ALiBi
+  std::int32_t* positions;      // [rows]
   KeyRange* runs;               // [max_runs]
   std::byte* kernel;            // of attend
   std::byte* select;            // of the selector

@@ -8,6 +8,8 @@
 //   near:  the sliding window,       p - window < j <= p
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <limits>
 
 #include "attention/attention_impl.h"
 
@@ -68,17 +70,51 @@ AttendArgs& MakeProblem(const Attention::Impl& attention, const Tile& tile, int 
                         std::span<const KeySegment> segments, ItemScratch& scratch) {
   const int kv_head = tile.head / attention.plan.group();
   const int row = n * attention.plan.tile_rows();
+  const bool alibi = attention.inputs.alibi_slopes != nullptr;
   scratch.problems[n] = {.rows = tile.rows,
                          .queries = scratch.queries + row,
                          .keys = HeadRows(attention.inputs.keys, kv_head),
                          .values = HeadRows(attention.inputs.values, kv_head),
                          .scale = attention.inputs.scale,
+                         .softcap = attention.inputs.softcap,
+                         .slopes = alibi ? scratch.slopes + row : nullptr,
+                         .positions = alibi ? scratch.positions : nullptr,
+                         .fast = attention.settings.fast,
                          .segments = segments.data(),
                          .segment_count = static_cast<int>(segments.size()),
                          .outputs = scratch.outputs + row,
                          .lses = scratch.lses + row,
                          .scratch = scratch.kernel};
   return scratch.problems[n];
+}
+
+// ALiBi of the rows of a tile, the n-th of its item.
+void PointAtSlopes(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
+                   int n, ItemScratch& scratch) {
+  if (inputs.alibi_slopes == nullptr) return;
+  float* slopes = scratch.slopes + n * plan.tile_rows();
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
+      slopes[row] = inputs.alibi_slopes[tile.head + h];
+      scratch.positions[row] = plan.keys - plan.queries + token;
+    }
+  }
+}
+
+// A sink is one more key whose value is zero: it merges like any other disjoint part.
+void AddSinks(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
+              float* const* outputs, float* lses) {
+  if (inputs.sinks == nullptr) return;
+  for (int row = 0; row < tile.rows; ++row) {
+    const float sink = inputs.sinks[tile.head + row % plan.heads_per_tile];
+    const float highest = std::max(lses[row], sink);
+    if (highest == -std::numeric_limits<float>::infinity()) continue;
+    const float lse = highest + std::log(std::exp(lses[row] - highest) + std::exp(sink - highest));
+    const float kept = std::exp(lses[row] - lse);
+    for (int i = 0; i < plan.dim_v; ++i) outputs[row][i] *= kept;
+    lses[row] = lse;
+  }
 }
 
 void WriteLses(const AttentionInputs& inputs, const AttentionPlan& plan, const Tile& tile,
@@ -147,6 +183,7 @@ void MergeTile(const Attention::Impl& attention, const Tile& tile, const Partial
     scratch.lses[row] =
         MergePartials({parts, count}, {lses, count}, plan.dim_v, scratch.outputs[row]);
   }
+  AddSinks(attention.inputs, plan, tile, scratch.outputs, scratch.lses);
   WriteLses(attention.inputs, plan, tile, scratch.lses);
 }
 
@@ -216,6 +253,7 @@ void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratc
     AttendArgs& problem = MakeProblem(attention, tile, n, {&segment, 1}, scratch);
     const int row = n * plan.tile_rows();
     PointAtRows(inputs, plan, tile, scratch.queries + row, scratch.outputs + row);
+    PointAtSlopes(inputs, plan, tile, n, scratch);
     if (plan.splits == 1) continue;
     const std::size_t partial = PartialRow(plan, tile, split);
     problem.lses = partials.lses + partial;
@@ -228,7 +266,9 @@ void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratc
 
   if (plan.splits == 1) {
     for (int n = 0; n < plan.heads_per_item; ++n) {
-      WriteLses(inputs, plan, TileAt(plan, first_tile + n), scratch.problems[n].lses);
+      const Tile tile = TileAt(plan, first_tile + n);
+      AddSinks(inputs, plan, tile, scratch.problems[n].outputs, scratch.problems[n].lses);
+      WriteLses(inputs, plan, tile, scratch.problems[n].lses);
     }
   } else {
     std::atomic<int>& finished =
@@ -286,6 +326,7 @@ void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scrat
       {.runs = &all, .run_count = 1, .visible = scratch.near}};
   MakeProblem(attention, tile, 0, segments, scratch);
   attention.kernels->attend(scratch.problems, 1);
+  AddSinks(attention.inputs, plan, tile, scratch.outputs, scratch.lses);
   WriteLses(attention.inputs, plan, tile, scratch.lses);
 
   attention.keys_read.fetch_add(read, std::memory_order_relaxed);

@@ -41,6 +41,11 @@ struct AttendArgs {
   RowsView keys;
   RowsView values;
   float scale = 1;
+  float softcap =
+      0;  // above 0: scores become softcap * tanh(score / softcap), before ALiBi and mask
+  const float* slopes = nullptr;            // [rows] or null; ALiBi: + slope * (key - position)
+  const std::int32_t* positions = nullptr;  // [rows], with slopes
+  bool fast = false;                        // arithmetic below f32 is allowed
   const KeySegment* segments = nullptr;
   int segment_count = 0;
   float* const* outputs = nullptr;  // [rows] -> [dim_v]; zero where nothing is visible

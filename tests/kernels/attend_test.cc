@@ -35,9 +35,10 @@ class AttendKernel : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(AttendKernel, AllTypesAndDims) {
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0}) {
     for (const auto& [dim_k, dim_v] :
          {std::pair{64, 64}, {80, 80}, {96, 96}, {128, 128}, {192, 128}, {256, 256}, {16, 48}}) {
+      if (type == DType::kQ8_0 && (dim_k % 32 != 0 || dim_v % 32 != 0)) continue;
       for (const int rows : {1, 4, 9, 70}) {
         const KernelProblem problem(type, rows, 333, dim_k, dim_v, 7);
         ExpectClose(kernels(), problem, kF32Bound,

@@ -14,7 +14,7 @@
 
 #include "coppice/block_mask.h"
 #include "core/align.h"
-#include "core/half.h"
+#include "core/rows.h"
 #include "kernels/table.h"
 #include "select/selector.h"
 
@@ -39,29 +39,18 @@ struct SelectProblem {
 class KeyCache {
  public:
   KeyCache(const SelectProblem& problem, DType type) : type_(type), dim_(problem.dim) {
-    const std::size_t row_bytes = problem.dim * SizeOf(type);
+    const auto row_bytes = static_cast<std::size_t>(RowBytes(type, problem.dim));
     stride_ = AlignUp(row_bytes) + kCacheLine;
     bytes_.assign(stride_ * std::max(problem.visible, 1), std::byte{0xFF});
     for (int j = 0; j < problem.visible; ++j) {
-      for (int i = 0; i < dim_; ++i) {
-        Store(problem.keys[static_cast<std::size_t>(j) * dim_ + i], j, i);
-      }
+      StoreRow(problem.keys.data() + static_cast<std::size_t>(j) * dim_, type, dim_,
+               bytes_.data() + stride_ * j);
     }
   }
 
   RowsView View() const { return {bytes_.data(), static_cast<std::int64_t>(stride_), type_, dim_}; }
 
  private:
-  void Store(float value, int row, int i) {
-    std::byte* place = bytes_.data() + stride_ * row + i * SizeOf(type_);
-    if (type_ == DType::kF32) {
-      std::memcpy(place, &value, sizeof value);
-    } else {
-      const std::uint16_t bits = type_ == DType::kF16 ? F16FromF32(value) : Bf16FromF32(value);
-      std::memcpy(place, &bits, sizeof bits);
-    }
-  }
-
   DType type_;
   int dim_;
   std::size_t stride_;

@@ -6,14 +6,13 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "coppice/tensor.h"
-#include "core/half.h"
+#include "core/rows.h"
 
 namespace coppice::testing {
 
@@ -28,15 +27,11 @@ struct Tensor {
 
   Tensor(DType t, std::int64_t n, std::int64_t h, std::int64_t d, std::vector<float> from)
       : type(t), tokens(n), heads(h), dim(d), values(std::move(from)) {
-    bytes.resize(values.size() * SizeOf(t));
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      if (t == DType::kF32) {
-        std::memcpy(bytes.data() + 4 * i, &values[i], 4);
-        continue;
-      }
-      const std::uint16_t bits = t == DType::kF16 ? F16FromF32(values[i]) : Bf16FromF32(values[i]);
-      std::memcpy(bytes.data() + 2 * i, &bits, 2);
-      values[i] = t == DType::kF16 ? F32FromF16(bits) : F32FromBf16(bits);
+    const auto count = static_cast<std::int64_t>(values.size());
+    bytes.resize(static_cast<std::size_t>(RowBytes(t, count)));
+    StoreRow(values.data(), t, count, bytes.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      values[static_cast<std::size_t>(i)] = LoadElement(bytes.data(), t, i);
     }
   }
   TensorView view() const { return Contiguous(bytes.data(), type, tokens, heads, dim); }

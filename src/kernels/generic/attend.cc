@@ -4,7 +4,7 @@
 // also the most accurate of the twins. Slow; chosen only where nothing else runs.
 //
 //   o_r = sum_j p_rj v_j / sum_j p_rj,  p_rj = exp(s_rj - max_j s_rj),
-//   s_rj = scale * q_r . k_j + mask_rj,  over the keys j that row r sees
+//   s_rj = cap(scale * q_r . k_j) + slope_r (j - p_r) + mask_rj,  over the keys j that row r sees
 //   lse_r = max_j s_rj + log sum_j p_rj
 //
 // Cost: 6 FLOP for each row, key and dim (scores are computed twice), one read of K and V a row.
@@ -14,30 +14,18 @@
 #include <limits>
 
 #include "core/align.h"
-#include "core/half.h"
+#include "core/rows.h"
 
 namespace coppice::generic {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-float Element(const std::byte* row, DType type, std::int64_t i) {
-  switch (type) {
-    case DType::kF16:
-      return F32FromF16(reinterpret_cast<const std::uint16_t*>(row)[i]);
-    case DType::kBF16:
-      return F32FromBf16(reinterpret_cast<const std::uint16_t*>(row)[i]);
-    case DType::kF32:
-      break;
-  }
-  return reinterpret_cast<const float*>(row)[i];
-}
-
 double Dot(const float* query, const RowsView& keys, std::int64_t key) {
   const std::byte* row = keys.data + key * keys.stride;
   double sum = 0;
   for (int i = 0; i < keys.dim; ++i) {
-    sum += static_cast<double>(query[i]) * Element(row, keys.type, i);
+    sum += static_cast<double>(query[i]) * LoadElement(row, keys.type, i);
   }
   return sum;
 }
@@ -53,8 +41,10 @@ void ForVisibleKeys(const AttendArgs& args, int row, Visit visit) {
       for (std::int32_t key = keys.begin; key < keys.end; ++key) {
         if (key < visible.begin || key >= visible.end) continue;
         double score = args.scale * Dot(args.queries[row], args.keys, key);
+        if (args.softcap > 0) score = args.softcap * std::tanh(score / args.softcap);
+        if (args.slopes != nullptr) score += args.slopes[row] * (key - args.positions[row]);
         if (segment.mask_rows != nullptr) {
-          const float bias = Element(segment.mask_rows[row], segment.mask_type, key);
+          const float bias = LoadElement(segment.mask_rows[row], segment.mask_type, key);
           if (bias == -kInfinity) continue;
           score += bias;
         }
@@ -77,7 +67,7 @@ void AttendRow(const AttendArgs& args, int row, double* sums) {
     const double weight = std::exp(score - highest);
     total += weight;
     const std::byte* value = args.values.data + key * args.values.stride;
-    for (int i = 0; i < dim; ++i) sums[i] += weight * Element(value, args.values.type, i);
+    for (int i = 0; i < dim; ++i) sums[i] += weight * LoadElement(value, args.values.type, i);
   });
 
   const bool empty = total == 0;

@@ -20,19 +20,34 @@ inline int Min(int a, int b) { return a < b ? a : b; }
 inline int Max(int a, int b) { return a > b ? a : b; }
 inline std::size_t RoundToLine(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-inline Vec PowerOfTwo(Vec f) {
+// (2^f - 1) / f
+inline Vec PowerOfTwoSlope(Vec f) {
   Vec p = Vec::Set(kExp2C5);
   p = MulAdd(p, f, Vec::Set(kExp2C4));
   p = MulAdd(p, f, Vec::Set(kExp2C3));
   p = MulAdd(p, f, Vec::Set(kExp2C2));
-  p = MulAdd(p, f, Vec::Set(kExp2C1));
-  return MulAdd(p, f, Vec::Set(1.0f));
+  return MulAdd(p, f, Vec::Set(kExp2C1));
 }
 
 // 2^x for x <= 0; 0 below 2^-126 (no denormals), NaN for NaN.
 inline Vec Exp2(Vec x) {
   const Vec n = RoundToInteger(x);
-  return ScaleOrZero(PowerOfTwo(x - n), n, x);
+  const Vec f = x - n;
+  return ScaleOrZero(MulAdd(PowerOfTwoSlope(f), f, Vec::Set(1.0f)), n, x);
+}
+
+// tanh(x) = e / (e + 2) with e = 2^(2 x log2 e) - 1, found without cancellation near 0. Beyond 2^30
+// the quotient is 1 in f32.
+inline Vec Tanh(Vec x) {
+  const Vec limit = Vec::Set(-30.0f);
+  const Vec zero = Vec::Set(0.0f);
+  const Vec above = MaxOrSecond(limit, x * Vec::Set(2 * kLog2E));
+  const Vec y = zero - MaxOrSecond(limit, zero - above);
+  const Vec n = RoundToInteger(y);
+  const Vec f = y - n;
+  const Vec power = ScaleOrZero(Vec::Set(1.0f), n, y);
+  const Vec e = MulAdd(power, PowerOfTwoSlope(f) * f, power - Vec::Set(1.0f));
+  return e / (e + Vec::Set(2.0f));
 }
 
 // ---- Rows to f32 ---------------------------------------------------------------------------------
@@ -40,9 +55,31 @@ inline Vec Exp2(Vec x) {
 template <DType kType>
 inline Vec LoadAs(const std::byte* row, int i) {
   if constexpr (kType == DType::kF32) return Vec::Load(reinterpret_cast<const float*>(row) + i);
+  if constexpr (kType == DType::kQ8_0) {
+    const std::byte* block = row + i / kQ8BlockSize * kQ8BlockBytes;
+    const float scale = WidenF16(*reinterpret_cast<const std::uint16_t*>(block));
+    return Vec::LoadInt8(reinterpret_cast<const std::int8_t*>(block) + 2 + i % kQ8BlockSize) *
+           Vec::Set(scale);
+  }
   const auto* half = reinterpret_cast<const std::uint16_t*>(row) + i;
   if constexpr (kType == DType::kF16) return Vec::LoadF16(half);
   return Vec::LoadBf16(half);
+}
+
+// Calls function.operator()<type>() for a type known at run time.
+template <typename Function>
+inline auto WithType(DType type, Function function) {
+  switch (type) {
+    case DType::kF16:
+      return function.template operator()<DType::kF16>();
+    case DType::kBF16:
+      return function.template operator()<DType::kBF16>();
+    case DType::kQ8_0:
+      return function.template operator()<DType::kQ8_0>();
+    case DType::kF32:
+      break;
+  }
+  return function.template operator()<DType::kF32>();
 }
 
 template <DType kType>
@@ -52,21 +89,12 @@ inline void WidenRow(const std::byte* row, int dim, float* out) {
 
 // Widens rows[0..count) of `view` into out [count][dim].
 inline void WidenRows(const RowsView& view, const std::int32_t* rows, int count, float* out) {
-  for (int j = 0; j < count; ++j) {
-    const std::byte* row = view.data + rows[j] * view.stride;
-    float* to = out + static_cast<std::int64_t>(j) * view.dim;
-    switch (view.type) {
-      case DType::kF32:
-        WidenRow<DType::kF32>(row, view.dim, to);
-        break;
-      case DType::kF16:
-        WidenRow<DType::kF16>(row, view.dim, to);
-        break;
-      case DType::kBF16:
-        WidenRow<DType::kBF16>(row, view.dim, to);
-        break;
+  WithType(view.type, [&]<DType kType>() {
+    for (int j = 0; j < count; ++j) {
+      WidenRow<kType>(view.data + rows[j] * view.stride, view.dim,
+                      out + static_cast<std::int64_t>(j) * view.dim);
     }
-  }
+  });
 }
 
 inline bool AllFinite(const float* values, std::int64_t count) {

@@ -32,7 +32,7 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch& few) {
 
 inline void PrefetchRow(const RowsView& view, std::int32_t row) {
   const std::byte* at = view.data + row * view.stride;
-  const int bytes = view.dim * (view.type == DType::kF32 ? 4 : 2);
+  const auto bytes = static_cast<int>(RowBytes(view.type, view.dim));
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
 }
 
@@ -150,14 +150,10 @@ constexpr AddValuesFn kAddValues[5] = {nullptr, AddChunkValues<1, kType>, AddChu
                                        AddChunkValues<3, kType>, AddChunkValues<4, kType>};
 
 inline ScoreChunkFn ScoreChunkFor(DType type, int rows) {
-  return type == DType::kF32   ? kScoreChunk<DType::kF32>[rows]
-         : type == DType::kF16 ? kScoreChunk<DType::kF16>[rows]
-                               : kScoreChunk<DType::kBF16>[rows];
+  return WithType(type, [&]<DType kType>() { return kScoreChunk<kType>[rows]; });
 }
 inline AddValuesFn AddValuesFor(DType type, int rows) {
-  return type == DType::kF32   ? kAddValues<DType::kF32>[rows]
-         : type == DType::kF16 ? kAddValues<DType::kF16>[rows]
-                               : kAddValues<DType::kBF16>[rows];
+  return WithType(type, [&]<DType kType>() { return kAddValues<kType>[rows]; });
 }
 
 // Scores of one row to probabilities, in place, padded with zeros to whole vectors. Moves highest
@@ -194,6 +190,23 @@ inline int DropMasked(const KeySegment& segment, int rows, int count, std::int32
     if (seen > 0) keys[kept++] = keys[j];
   }
   return kept;
+}
+
+// Scores of one row at ascending keys: soft cap, then ALiBi.
+inline void ShapeRow(const AttendArgs& args, int row, const std::int32_t* keys, int count,
+                     float* scores) {
+  if (args.softcap > 0) {
+    const float cap = args.softcap * kLog2E;
+    for (int j = 0; j < count; j += Vec::kLanes) {
+      (Tanh(Vec::Load(scores + j) * Vec::Set(1 / cap)) * Vec::Set(cap)).Store(scores + j);
+    }
+  }
+  if (args.slopes != nullptr) {
+    const float slope = args.slopes[row] * kLog2E;
+    for (int j = 0; j < count; ++j) {
+      scores[j] += slope * static_cast<float>(keys[j] - args.positions[row]);
+    }
+  }
 }
 
 // Hides what the row does not see of the ascending keys, and adds its mask.
@@ -236,6 +249,7 @@ inline void AttendFewKeys(const AttendArgs& args, const KeySegment& segment, boo
   float shrink[kMaxFewRows];
   for (int row = 0; row < args.rows; ++row) {
     float* scores = few.scores + row * kChunkKeys;
+    ShapeRow(args, row, keys, count, scores);
     if (!all_visible || segment.mask_rows != nullptr) {
       RestrictRow(segment, row, keys, count, few.bias, scores);
     }

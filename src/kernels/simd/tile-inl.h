@@ -102,6 +102,8 @@ struct TileScratch {
   float* value_tile;   // [kTileKeys][dim_v]
   float* scores;       // [kTileKeys][kPanel]
   float* bias;         // [rows][kTileKeys], only for masks
+  float* slopes;       // [panels][kPanel], ALiBi, times log2(e)
+  float* positions;    // [panels][kPanel]
 };
 
 inline int PanelsFor(int rows) { return (rows + kPanel - 1) / kPanel; }
@@ -119,6 +121,8 @@ inline void LayOutTile(Cutter& cutter, int rows, int dim_k, int dim_v, TileScrat
   tile.value_tile = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * dim_v);
   tile.scores = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * kPanel);
   tile.bias = cutter.Take<float>(static_cast<std::int64_t>(rows) * kTileKeys);
+  tile.slopes = cutter.Take<float>(lanes);
+  tile.positions = cutter.Take<float>(lanes);
 }
 
 // Q^T, `dim` rows of kPanel lanes for each panel. Idle lanes repeat the first row, which leaves the
@@ -134,6 +138,28 @@ inline void PackQueries(const float* const* queries, int rows, int dim, float sc
 
 inline int VectorsOf(int rows, int panel) {
   return Min(kPanelVectors, (rows - panel * kPanel + Vec::kLanes - 1) / Vec::kLanes);
+}
+
+// Soft cap, then ALiBi.
+inline void ShapeScores(const AttendArgs& args, const TileScratch& tile, int vectors, int panel,
+                        int count) {
+  const Vec cap = Vec::Set(args.softcap * kLog2E);
+  const Vec inverse = Vec::Set(1 / (args.softcap * kLog2E));
+  for (int v = 0; v < vectors; ++v) {
+    const int lane = v * Vec::kLanes;
+    const std::int64_t row = static_cast<std::int64_t>(panel) * kPanel + lane;
+    for (int j = 0; j < count; ++j) {
+      float* score = tile.scores + j * kPanel + lane;
+      Vec shaped = Vec::Load(score);
+      if (args.softcap > 0) shaped = Tanh(shaped * inverse) * cap;
+      if (args.slopes != nullptr) {
+        const Vec key = Vec::Set(static_cast<float>(tile.keys[j]));
+        shaped =
+            MulAdd(key - Vec::Load(tile.positions + row), Vec::Load(tile.slopes + row), shaped);
+      }
+      shaped.Store(score);
+    }
+  }
 }
 
 inline void AddMask(const TileScratch& tile, int rows, int panel, int count) {
@@ -219,6 +245,9 @@ inline void AttendTileKeys(const AttendArgs& args, const TileScratch& tile, int 
     const float* queries = tile.queries + static_cast<std::int64_t>(panel) * kPanel * dim_k;
     float* outputs = tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v;
     MultiplyPanel<false, false>(vectors, tile.key_tile, dim_k, count, queries, dim_k, tile.scores);
+    if (args.softcap > 0 || args.slopes != nullptr) {
+      ShapeScores(args, tile, vectors, panel, count);
+    }
     if (masked) AddMask(tile, args.rows, panel, count);
     if (hide) HideInvisible(tile, vectors, panel, count);
     SoftmaxPanel(tile, vectors, panel, count, dim_v);
@@ -277,6 +306,9 @@ inline void AttendTile(const AttendArgs& args) {
   for (int lane = 0; lane < lanes; ++lane) {
     tile.highest[lane] = kLowest;
     tile.total[lane] = 0.0f;
+    const bool biased = args.slopes != nullptr && lane < args.rows;
+    tile.slopes[lane] = biased ? args.slopes[lane] * kLog2E : 0.0f;
+    tile.positions[lane] = biased ? static_cast<float>(args.positions[lane]) : 0.0f;
   }
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(lanes) * dim_v; ++i) tile.outputs[i] = 0;
   for (int s = 0; s < args.segment_count; ++s) AttendTileSegment(args, args.segments[s], tile);
