@@ -83,6 +83,9 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
   plan.kv_heads = static_cast<int>(inputs.keys.heads);
   plan.dim_k = static_cast<int>(inputs.keys.dim);
   plan.dim_v = static_cast<int>(inputs.values.dim);
+  plan.key_type = inputs.keys.type;
+  plan.value_type = inputs.values.type;
+  plan.fast = settings.fast;
   plan.pruned = selector != nullptr;
   plan.heads_per_tile = plan.pruned && !settings.share_group ? 1 : plan.group();
   plan.tile_heads = plan.heads / plan.heads_per_tile;
@@ -120,8 +123,7 @@ ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelT
   scratch.slopes = cutter.Take<float>(problems * rows);
   scratch.positions = cutter.Take<std::int32_t>(rows);
   scratch.runs = cutter.Take<KeyRange>(static_cast<std::size_t>(plan.max_runs));
-  scratch.kernel = cutter.Take<std::byte>(
-      kernels.attend_scratch(plan.tile_rows(), plan.heads_per_item, plan.dim_k, plan.dim_v));
+  scratch.kernel = cutter.Take<std::byte>(kernels.attend_scratch(plan.shape()));
   scratch.select = selector == nullptr
                        ? nullptr
                        : cutter.Take<std::byte>(selector->ScratchBytes(

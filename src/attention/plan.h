@@ -27,6 +27,9 @@ struct AttentionPlan {
   int kv_heads = 0;
   int dim_k = 0;
   int dim_v = 0;
+  DType key_type = DType::kF32;
+  DType value_type = DType::kF32;
+  bool fast = false;
 
   int tile_tokens = 0;     // query tokens in a tile
   int heads_per_tile = 0;  // query heads in a tile
@@ -45,6 +48,15 @@ struct AttentionPlan {
   int item_tiles() const { return tiles() / heads_per_item; }
   int items() const { return item_tiles() * splits; }
   int tile_rows() const { return tile_tokens * heads_per_tile; }
+  AttendShape shape() const {
+    return {.rows = tile_rows(),
+            .problems = heads_per_item,
+            .dim_k = dim_k,
+            .dim_v = dim_v,
+            .key_type = key_type,
+            .value_type = value_type,
+            .fast = fast};
+  }
 };
 
 // Ok, or which part of `inputs` does not fit.

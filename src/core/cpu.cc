@@ -25,6 +25,9 @@ CpuFeatures Detect() {
   features.avx512 = features.avx2 && __builtin_cpu_supports("avx512f") &&
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+  features.avx512_vnni = features.avx512 && __builtin_cpu_supports("avx512vnni");
+  features.avx512_bf16 = features.avx512_vnni && __builtin_cpu_supports("avx512bf16");
+  features.fast_bf16 = features.avx512_bf16 && __builtin_cpu_is("amd");
 #endif
   return features;
 }

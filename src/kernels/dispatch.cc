@@ -9,6 +9,8 @@
 #if defined(COPPICE_HAVE_X86)
 #include "kernels/avx2/attend.h"
 #include "kernels/avx512/attend.h"
+#include "kernels/avx512_bf16/attend.h"
+#include "kernels/avx512_vnni/attend.h"
 #endif
 
 namespace coppice {
@@ -19,6 +21,9 @@ const std::vector<const KernelTable*>& AvailableKernels() {
 #if defined(COPPICE_HAVE_X86)
     if (Cpu().avx2) found.push_back(&avx2::kTable);
     if (Cpu().avx512) found.push_back(&avx512::kTable);
+    if (Cpu().avx512_bf16 && !Cpu().fast_bf16) found.push_back(&avx512_bf16::kTable);
+    if (Cpu().avx512_vnni) found.push_back(&avx512_vnni::kTable);
+    if (Cpu().avx512_bf16 && Cpu().fast_bf16) found.push_back(&avx512_bf16::kTable);
 #endif
     return found;
   }();

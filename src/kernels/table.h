@@ -68,6 +68,17 @@ struct ScoreArgs {
   std::byte* scratch = nullptr;  // score_scratch bytes, 64-byte aligned
 };
 
+// What a kernel is chosen by.
+struct AttendShape {
+  int rows = 0;      // of a problem
+  int problems = 1;  // in one call
+  int dim_k = 0;
+  int dim_v = 0;
+  DType key_type = DType::kF32;
+  DType value_type = DType::kF32;
+  bool fast = false;
+};
+
 struct KernelTable {
   std::string_view isa;
   // Rows that fill a tile: the grain at which work should be cut.
@@ -78,7 +89,10 @@ struct KernelTable {
   int few_rows;
   // Solves problems that agree in rows, dims, scale and segments: one for each KV head.
   void (*attend)(const AttendArgs* problems, int count);
-  std::size_t (*attend_scratch)(int rows, int count, int dim_k, int dim_v);
+  std::size_t (*attend_scratch)(const AttendShape&);
+  // The kernel that such a call gets: "tile" or "rows", then the arithmetic of K.Q^T and of P.V,
+  // for example "tile int8 bf16".
+  std::string_view (*kernel)(const AttendShape&);
   void (*score_blocks)(const ScoreArgs&);
   std::size_t (*score_scratch)(int rows, int dim);
 };

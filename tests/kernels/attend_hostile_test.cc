@@ -154,7 +154,8 @@ TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
   }
   const KeySegment segment = {
       .runs = problem.runs.data(), .run_count = 1, .visible = problem.visible.data()};
-  AlignedBytes scratch = AllocateAligned(kernels().attend_scratch(rows(), 1, 64, 64));
+  AlignedBytes scratch =
+      AllocateAligned(kernels().attend_scratch({.rows = rows(), .dim_k = 64, .dim_v = 64}));
   const AttendArgs args = {.rows = rows(),
                            .queries = queries.data(),
                            .keys = {at, 128, DType::kF16, 64},

@@ -13,6 +13,8 @@ namespace coppice::testing {
 namespace {
 
 constexpr double kF32Bound = 4e-6;
+constexpr double kBf16Bound = 3e-3;
+constexpr double kInt8Nmse = 4e-4;
 
 void ExpectClose(const KernelTable& kernels, const KernelProblem& problem, double bound,
                  const std::string& what) {
@@ -109,6 +111,50 @@ TEST_P(AttendKernel, SameBitsEveryTime) {
   }
 }
 
+// Fast arithmetic: what each type may lose, by the kernel that it gets.
+TEST_P(AttendKernel, FastArithmeticStaysWithinItsBounds) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    for (const auto& [dim_k, dim_v] : {std::pair{64, 64}, {96, 96}, {192, 128}, {256, 256}}) {
+      for (const int rows : {1, 4, 9, 17, 33, 70}) {
+        for (const int keys : {1, 2, 95, 97, 333}) {
+          KernelProblem problem(type, rows, keys, dim_k, dim_v, 7);
+          problem.fast = true;
+          const std::string kernel(kernels().kernel({.rows = rows,
+                                                     .dim_k = dim_k,
+                                                     .dim_v = dim_v,
+                                                     .key_type = type,
+                                                     .value_type = type,
+                                                     .fast = true}));
+          const KernelResult got = Solve(kernels(), problem);
+          ASSERT_FALSE(got.lse.empty()) << kernel << ": wrote beyond its scratch";
+          const double error = RelativeError(got.output.data(), problem.Want().output);
+          const double bound = kernel.find("int8") != std::string::npos   ? std::sqrt(kInt8Nmse)
+                               : kernel.find("bf16") != std::string::npos ? kBf16Bound
+                                                                          : kF32Bound;
+          EXPECT_LE(error, bound) << kernel << ", dims " << dim_k << "/" << dim_v << ", rows "
+                                  << rows << ", keys " << keys;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttendKernel, FastArithmeticHidesWhatARowDoesNotSee) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0}) {
+    KernelProblem problem(type, 40, 900, 64, 64, 11);
+    problem.fast = true;
+    problem.runs = {{0, 5}, {7, 8}, {20, 22}, {64, 128}, {130, 331}, {700, 701}, {702, 900}};
+    for (int row = 0; row < 40; ++row) {
+      problem.visible[static_cast<std::size_t>(row)] = {row % 3 * 9, 600 + row * 3};
+    }
+    problem.visible[0] = {50, 60};    // between runs: empty
+    problem.visible[1] = {700, 701};  // one key
+    const KernelResult got = Solve(kernels(), problem);
+    EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), 2e-2) << NameOf(type);
+    EXPECT_EQ(got.lse[0], -std::numeric_limits<float>::infinity());
+  }
+}
+
 // Several KV heads in one call give what each gives alone.
 TEST_P(AttendKernel, ProblemsTogetherEqualProblemsApart) {
   constexpr int kProblems = 19;  // more than one pass of the few-rows kernel takes
@@ -121,7 +167,12 @@ TEST_P(AttendKernel, ProblemsTogetherEqualProblemsApart) {
     std::vector<std::vector<float*>> outputs(kProblems);
     std::vector<std::vector<float>> output(kProblems), lses(kProblems);
     std::vector<AttendArgs> args(kProblems);
-    AlignedBytes scratch = AllocateAligned(kernels().attend_scratch(rows, kProblems, 64, 64));
+    AlignedBytes scratch = AllocateAligned(kernels().attend_scratch({.rows = rows,
+                                                                     .problems = kProblems,
+                                                                     .dim_k = 64,
+                                                                     .dim_v = 64,
+                                                                     .key_type = DType::kBF16,
+                                                                     .value_type = DType::kBF16}));
     const KeySegment segment = {
         .runs = problems[0].runs.data(), .run_count = 1, .visible = problems[0].visible.data()};
     for (int p = 0; p < kProblems; ++p) {

@@ -17,6 +17,7 @@ struct KernelProblem {
   Tensor keys;     // [keys, 1, dim_k]
   Tensor values;   // [keys, 1, dim_v]
   float scale;
+  bool fast = false;
   std::vector<KeyRange> runs;
   std::vector<KeyRange> visible;         // [rows]
   std::vector<std::vector<float>> mask;  // [rows][keys] or empty
@@ -82,7 +83,12 @@ inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& probl
     segment.mask_type = DType::kF32;
   }
   // Guard bytes behind the scratch show a kernel that takes more than it said.
-  const std::size_t size = kernels.attend_scratch(problem.rows(), 1, dim_k, dim_v);
+  const std::size_t size = kernels.attend_scratch({.rows = problem.rows(),
+                                                   .dim_k = dim_k,
+                                                   .dim_v = dim_v,
+                                                   .key_type = problem.keys.type,
+                                                   .value_type = problem.values.type,
+                                                   .fast = problem.fast});
   AlignedBytes scratch = AllocateAligned(size + kCacheLine);
   for (std::size_t i = 0; i < kCacheLine; ++i) scratch[size + i] = std::byte{0xA5};
   const TensorView keys = problem.keys.view();
@@ -92,6 +98,7 @@ inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& probl
                            .keys = {keys.Row(0, 0), keys.token_stride, keys.type, dim_k},
                            .values = {values.Row(0, 0), values.token_stride, values.type, dim_v},
                            .scale = problem.scale,
+                           .fast = problem.fast,
                            .segments = &segment,
                            .segment_count = 1,
                            .outputs = outputs.data(),

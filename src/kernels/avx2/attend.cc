@@ -87,10 +87,20 @@ constexpr int kRegisterRows[] = {0, 8, 6};
 
 #include "kernels/simd/kernels-inl.h"
 
+const Solver& Choose(const AttendShape& shape) {
+  return shape.rows <= kMaxFewRows ? kRowsF32 : kTileF32;
+}
+
 }  // namespace
 
-const KernelTable avx2::kTable = {
-    "avx2", /*tile_rows=*/64, /*dim_multiple=*/8, /*few_rows=*/kMaxFewRows,
-    Attend, AttendScratch,    ScoreBlocks,        ScoreScratch};
+const KernelTable avx2::kTable = {.isa = "avx2",
+                                  .tile_rows = 64,
+                                  .dim_multiple = Vec::kLanes,
+                                  .few_rows = kMaxFewRows,
+                                  .attend = Attend,
+                                  .attend_scratch = AttendScratch,
+                                  .kernel = Kernel,
+                                  .score_blocks = ScoreBlocks,
+                                  .score_scratch = ScoreScratch};
 
 }  // namespace coppice

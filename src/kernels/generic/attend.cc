@@ -84,9 +84,11 @@ void Attend(const AttendArgs* problems, int count) {
   }
 }
 
-std::size_t AttendScratch(int /*rows*/, int /*count*/, int /*dim_k*/, int dim_v) {
-  return AlignUp(static_cast<std::size_t>(dim_v) * sizeof(double));
+std::size_t AttendScratch(const AttendShape& shape) {
+  return AlignUp(static_cast<std::size_t>(shape.dim_v) * sizeof(double));
 }
+
+std::string_view Kernel(const AttendShape& /*shape*/) { return "rows f64 f64"; }
 
 void ScoreBlocks(const ScoreArgs& args) {
   for (int block = 0; block < args.count; ++block) {
@@ -106,7 +108,14 @@ std::size_t ScoreScratch(int /*rows*/, int /*dim*/) { return 0; }
 
 }  // namespace
 
-const KernelTable kTable = {"generic", /*tile_rows=*/64, /*dim_multiple=*/1, /*few_rows=*/0,
-                            Attend,    AttendScratch,    ScoreBlocks,        ScoreScratch};
+const KernelTable kTable = {.isa = "generic",
+                            .tile_rows = 64,
+                            .dim_multiple = 1,
+                            .few_rows = 0,
+                            .attend = Attend,
+                            .attend_scratch = AttendScratch,
+                            .kernel = Kernel,
+                            .score_blocks = ScoreBlocks,
+                            .score_scratch = ScoreScratch};
 
 }  // namespace coppice::generic

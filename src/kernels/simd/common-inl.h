@@ -87,23 +87,51 @@ inline void WidenRow(const std::byte* row, int dim, float* out) {
   for (int i = 0; i < dim; i += Vec::kLanes) LoadAs<kType>(row, i).Store(out + i);
 }
 
-// Widens rows[0..count) of `view` into out [count][dim].
-inline void WidenRows(const RowsView& view, const std::int32_t* rows, int count, float* out) {
+// Widens rows[0..count) of `view` into out [count][stride].
+inline void WidenRows(const RowsView& view, const std::int32_t* rows, int count, int stride,
+                      float* out) {
   WithType(view.type, [&]<DType kType>() {
     for (int j = 0; j < count; ++j) {
       WidenRow<kType>(view.data + rows[j] * view.stride, view.dim,
-                      out + static_cast<std::int64_t>(j) * view.dim);
+                      out + static_cast<std::int64_t>(j) * stride);
     }
   });
 }
 
-inline bool AllFinite(const float* values, std::int64_t count) {
-  Vec poison = Vec::Set(0.0f);
-  for (std::int64_t i = 0; i < count; i += Vec::kLanes) {
-    poison = MulAdd(Vec::Load(values + i), Vec::Set(0.0f), poison);
-  }
-  return SumLanes(poison) == 0.0f;
+// ---- Rows that will be needed soon ---------------------------------------------------------------
+
+inline void PrefetchRow(const RowsView& view, std::int32_t row) {
+  const std::byte* at = view.data + row * view.stride;
+  const auto bytes = static_cast<int>(RowBytes(view.type, view.dim));
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
+
+// The keys and values of some rows, fetched a few at a time while something else is computed.
+class TileAhead {
+ public:
+  TileAhead() = default;
+  TileAhead(const RowsView& keys, const RowsView& values, const std::int32_t* rows, int count,
+            int at_a_time)
+      : keys_(&keys), values_(&values), rows_(rows), count_(count), at_a_time_(at_a_time) {}
+
+  void Fetch() {
+    for (int n = 0; n < at_a_time_ && at_ < 2 * count_; ++n, ++at_) {
+      if (at_ < count_) {
+        PrefetchRow(*keys_, rows_[at_]);
+      } else {
+        PrefetchRow(*values_, rows_[at_ - count_]);
+      }
+    }
+  }
+
+ private:
+  const RowsView* keys_ = nullptr;
+  const RowsView* values_ = nullptr;
+  const std::int32_t* rows_ = nullptr;
+  int count_ = 0;
+  int at_a_time_ = 0;
+  int at_ = 0;  // of the keys and then the values
+};
 
 // ---- A tile of keys, gathered from runs ----------------------------------------------------------
 

@@ -1,17 +1,22 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
 // Few rows (decode): key values sit in the lanes, all rows of the group share each load.
-//   One pass over K and V for up to kMaxFewRows rows, a chunk of keys of every KV head in turn,
-//   since in a cache [token][head][dim] their rows are neighbours. While the scores of a chunk are
-//   computed its values are fetched ahead, and under the values the keys that come next.
+//   One pass over K and V for up to kMaxFewRows rows, a chunk of keys of every KV head at a time:
+//
+//      scores of kGroupKeys keys, head by head ..   softmax of each head   values, head by head
+//      (the chunk's values are fetched)                                    (the next keys are fetched)
+//
+//   In a cache [token][head][dim] the rows of all heads of a token are neighbours: both the scores
+//   and the fetching walk through memory nearly from front to back.
 
-// Keys in a chunk of the few-rows kernel. Read at 65,536 keys, 8 KV heads x 128, f16, one thread of
-// an Ice Lake Xeon that streams 13.5 GB/s: 16 keys 8.7, 32 keys 9.4, 64 keys 8.7, 128 keys 3.7 GB/s.
+// Keys in a chunk, whose values are read once all their scores are known.
 constexpr int kChunkKeys = 32;
+// Keys that are scored together.
+constexpr int kGroupKeys = 4;
 // Above this the tile kernel is faster even with most lanes empty (estimated from its cost: 2
 // products of 16 lanes against a dot product and a reduction for each row).
 constexpr int kMaxFewRows = 8;
-// KV heads whose chunks are read in turn; more only cost stack.
+// KV heads whose groups are read in turn; more only cost stack.
 constexpr int kMaxProblems = 16;
 
 struct FewScratch {
@@ -19,8 +24,9 @@ struct FewScratch {
   float* outputs;  // [rows][dim_v], not normalised
   float* scores;   // [kMaxFewRows][kChunkKeys]
   float* bias;     // [kChunkKeys]
+  float* total;    // [kMaxFewRows][lanes], summed over the lanes at the end
   float highest[kMaxFewRows];
-  float total[kMaxFewRows];
+  float shrink[kMaxFewRows];  // of what was summed before the chunk at hand
 };
 
 inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch& few) {
@@ -28,18 +34,62 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch& few) {
   few.outputs = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim_v);
   few.scores = cutter.Take<float>(kMaxFewRows * kChunkKeys);
   few.bias = cutter.Take<float>(kChunkKeys);
+  few.total = cutter.Take<float>(kMaxFewRows * Vec::kLanes);
 }
 
-inline void PrefetchRow(const RowsView& view, std::int32_t row) {
-  const std::byte* at = view.data + row * view.stride;
-  const auto bytes = static_cast<int>(RowBytes(view.type, view.dim));
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
-}
+// Rows of all problems that will be needed soon, fetched into the second-level cache a few at a time
+// under the arithmetic, in the order in which they lie in a cache.
+// Not into the first level: the rows of one head lie a power of two apart there, and push each other
+// out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).
+class RowsAhead {
+ public:
+  RowsAhead(const AttendArgs* args, RowsView AttendArgs::*view, int problems,
+            const std::int32_t* rows, int count)
+      : args_(args), view_(view), problems_(problems), next_(rows), end_(rows + count) {
+    bytes_ = RowBytes((args->*view).type, (args->*view).dim);
+    BeginRow();
+  }
+
+  // Two lines at a time: more at once are dropped when the queue of misses is full.
+  void Fetch() {
+    if (line_ == nullptr) return;
+    __builtin_prefetch(line_ + 0, 0, 2);
+    __builtin_prefetch(line_ + 64, 0, 2);
+    line_ += 128;
+    if (line_ < row_end_) return;
+    if (++problem_ == problems_) {
+      problem_ = 0;
+      ++next_;
+    }
+    BeginRow();
+  }
+
+ private:
+  void BeginRow() {
+    if (next_ == end_) {
+      line_ = nullptr;
+      return;
+    }
+    const RowsView& view = args_[problem_].*view_;
+    line_ = view.data + *next_ * view.stride;
+    row_end_ = line_ + bytes_;
+  }
+
+  const AttendArgs* args_;
+  RowsView AttendArgs::*view_;
+  int problems_;
+  const std::int32_t* next_;
+  const std::int32_t* end_;
+  std::int64_t bytes_;
+  int problem_ = 0;
+  const std::byte* line_ = nullptr;
+  const std::byte* row_end_ = nullptr;
+};
 
 // scores[r][j] = queries[r] . k_j for R rows and the four keys at j.
 template <int R, DType kType>
 inline void ScoreFourKeys(const float* queries, const RowsView& keys, const std::byte* const* at,
-                          float* scores) {
+                          RowsAhead& ahead, float* scores) {
   Vec sum[R][4];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -47,6 +97,7 @@ inline void ScoreFourKeys(const float* queries, const RowsView& keys, const std:
     for (int j = 0; j < 4; ++j) sum[r][j] = Vec::Set(0.0f);
   }
   for (int i = 0; i < keys.dim; i += Vec::kLanes) {
+    ahead.Fetch();
     Vec key[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) key[j] = LoadAs<kType>(at[j], i);
@@ -63,118 +114,123 @@ inline void ScoreFourKeys(const float* queries, const RowsView& keys, const std:
   }
 }
 
-// Rows that will be needed soon, fetched one by one while something else is computed.
-struct Ahead {
-  const RowsView* view = nullptr;  // null: nothing to fetch
-  const std::int32_t* rows = nullptr;
-  int count = 0;
-
-  void Fetch(int j) const {
-    if (view != nullptr && j < count) PrefetchRow(*view, rows[j]);
-  }
-};
-
+// scores[r][j] = queries[r] . k_j for R rows and up to kGroupKeys keys.
 template <int R, DType kType>
-inline void ScoreChunk(const float* queries, const RowsView& keys, const std::int32_t* index,
-                       int count, const Ahead& ahead, float* scores) {
-  for (int j = 0; j < count; j += 4) {
-    const std::byte* at[4];
-    for (int n = 0; n < 4; ++n) {
-      at[n] = keys.data + index[Min(j + n, count - 1)] * keys.stride;  // ragged: the last one again
-      ahead.Fetch(j + n);
-    }
-    ScoreFourKeys<R, kType>(queries, keys, at, scores + j);
-  }
+inline void ScoreGroup(const float* queries, const RowsView& keys, const std::int32_t* index,
+                       int count, RowsAhead& ahead, float* scores) {
+  const int last = count - 1;  // ragged: the last one again
+  const std::byte* const at[kGroupKeys] = {
+      keys.data + index[0] * keys.stride, keys.data + index[Min(1, last)] * keys.stride,
+      keys.data + index[Min(2, last)] * keys.stride, keys.data + index[Min(3, last)] * keys.stride};
+  ScoreFourKeys<R, kType>(queries, keys, at, ahead, scores);
 }
 
-// outputs[r][i] = outputs[r][i] * shrink[r] + sum_j weights[r][j] * v_j[i]
-template <int R, DType kType>
-inline void AddChunkValues(const float* weights, const float* shrink, const RowsView& values,
-                           const std::int32_t* index, int count, const Ahead& ahead,
-                           float* outputs) {
-  constexpr int kSlice = 4;  // vectors of the value row at a time: R * 4 accumulators
-  for (int i = 0; i < values.dim; i += kSlice * Vec::kLanes) {
-    const int vectors = Min(kSlice, (values.dim - i) / Vec::kLanes);
-    Vec sum[R][kSlice];
+// outputs[r][i] = outputs[r][i] * shrink[r] + sum_j weights[r][j] * v_j[i] for NV lane vectors from
+// i on: R * NV accumulators.
+template <int R, int NV, DType kType>
+inline void AddSlice(const float* weights, const float* shrink, const RowsView& values,
+                     const std::int32_t* index, int count, int i, RowsAhead& ahead,
+                     float* outputs) {
+  Vec sum[R][NV];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      sum[r][v] = Vec::Load(outputs + r * values.dim + i + v * Vec::kLanes) * Vec::Set(shrink[r]);
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    ahead.Fetch();
+    const std::byte* row = values.data + index[j] * values.stride;
+    Vec value[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) value[v] = LoadAs<kType>(row, i + v * Vec::kLanes);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+      const Vec weight = Vec::Set(weights[r * kChunkKeys + j]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kSlice; ++v) sum[r][v] = Vec::Set(0.0f);
+      for (int v = 0; v < NV; ++v) sum[r][v] = MulAdd(weight, value[v], sum[r][v]);
     }
-    const Ahead fetch = i == 0 ? ahead : Ahead{};
-    if (vectors == kSlice) {
-      for (int j = 0; j < count; ++j) {
-        fetch.Fetch(j);
-        const std::byte* row = values.data + index[j] * values.stride;
-        Vec value[kSlice];
+  }
 #pragma GCC unroll 4
-        for (int v = 0; v < kSlice; ++v) value[v] = LoadAs<kType>(row, i + v * Vec::kLanes);
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const Vec weight = Vec::Set(weights[r * kChunkKeys + j]);
-#pragma GCC unroll 4
-          for (int v = 0; v < kSlice; ++v) sum[r][v] = MulAdd(weight, value[v], sum[r][v]);
-        }
-      }
-    } else {
-      for (int j = 0; j < count; ++j) {
-        const std::byte* row = values.data + index[j] * values.stride;
-        for (int r = 0; r < R; ++r) {
-          const Vec weight = Vec::Set(weights[r * kChunkKeys + j]);
-          for (int v = 0; v < vectors; ++v) {
-            sum[r][v] = MulAdd(weight, LoadAs<kType>(row, i + v * Vec::kLanes), sum[r][v]);
-          }
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < vectors; ++v) {
-        float* to = outputs + r * values.dim + i + v * Vec::kLanes;
-        MulAdd(Vec::Load(to), Vec::Set(shrink[r]), sum[r][v]).Store(to);
-      }
+    for (int v = 0; v < NV; ++v) {
+      sum[r][v].Store(outputs + r * values.dim + i + v * Vec::kLanes);
     }
   }
 }
 
-using ScoreChunkFn = void (*)(const float*, const RowsView&, const std::int32_t*, int, const Ahead&,
+template <int R, DType kType>
+inline void AddChunk(const float* weights, const float* shrink, const RowsView& values,
+                     const std::int32_t* index, int count, RowsAhead& ahead, float* outputs) {
+  int i = 0;
+  const auto add = [&]<int NV>() {
+    for (; i + NV * Vec::kLanes <= values.dim; i += NV * Vec::kLanes) {
+      AddSlice<R, NV, kType>(weights, shrink, values, index, count, i, ahead, outputs);
+    }
+  };
+  add.template operator()<4>();
+  add.template operator()<2>();
+  add.template operator()<1>();
+}
+
+using ScoreGroupFn = void (*)(const float*, const RowsView&, const std::int32_t*, int, RowsAhead&,
                               float*);
-using AddValuesFn = void (*)(const float*, const float*, const RowsView&, const std::int32_t*, int,
-                             const Ahead&, float*);
+using AddChunkFn = void (*)(const float*, const float*, const RowsView&, const std::int32_t*, int,
+                            RowsAhead&, float*);
 
 template <DType kType>
-constexpr ScoreChunkFn kScoreChunk[5] = {nullptr, ScoreChunk<1, kType>, ScoreChunk<2, kType>,
-                                         ScoreChunk<3, kType>, ScoreChunk<4, kType>};
+constexpr ScoreGroupFn kScoreGroup[5] = {nullptr, ScoreGroup<1, kType>, ScoreGroup<2, kType>,
+                                         ScoreGroup<3, kType>, ScoreGroup<4, kType>};
 template <DType kType>
-constexpr AddValuesFn kAddValues[5] = {nullptr, AddChunkValues<1, kType>, AddChunkValues<2, kType>,
-                                       AddChunkValues<3, kType>, AddChunkValues<4, kType>};
+constexpr AddChunkFn kAddChunk[5] = {nullptr, AddChunk<1, kType>, AddChunk<2, kType>,
+                                     AddChunk<3, kType>, AddChunk<4, kType>};
 
-inline ScoreChunkFn ScoreChunkFor(DType type, int rows) {
-  return WithType(type, [&]<DType kType>() { return kScoreChunk<kType>[rows]; });
+// For any number of rows, four at a time.
+inline void ScoreRows(const float* queries, int rows, const RowsView& keys,
+                      const std::int32_t* index, int count, RowsAhead& ahead, float* scores) {
+  for (int row = 0; row < rows; row += 4) {
+    const ScoreGroupFn score =
+        WithType(keys.type, [&]<DType kType>() { return kScoreGroup<kType>[Min(4, rows - row)]; });
+    score(queries + row * keys.dim, keys, index, count, ahead, scores + row * kChunkKeys);
+  }
 }
-inline AddValuesFn AddValuesFor(DType type, int rows) {
-  return WithType(type, [&]<DType kType>() { return kAddValues<kType>[rows]; });
+inline void AddRows(const float* weights, const float* shrink, int rows, const RowsView& values,
+                    const std::int32_t* index, int count, RowsAhead& ahead, float* outputs) {
+  for (int row = 0; row < rows; row += 4) {
+    const AddChunkFn add =
+        WithType(values.type, [&]<DType kType>() { return kAddChunk<kType>[Min(4, rows - row)]; });
+    add(weights + row * kChunkKeys, shrink + row, values, index, count, ahead,
+        outputs + row * values.dim);
+  }
 }
 
 // Scores of one row to probabilities, in place, padded with zeros to whole vectors. Moves highest
 // and total; returns what the sums so far shrink by.
-inline float SoftmaxRow(float* scores, int count, float& highest, float& total) {
+inline float SoftmaxRow(float* scores, int count, float& highest, float* total) {
   const int padded = (count + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
   for (int j = count; j < padded; ++j) scores[j] = kMinusInfinity;
-  Vec most = Vec::Set(highest);
+  const Vec before = Vec::Set(highest);
+  Vec most = before;
   for (int j = 0; j < padded; j += Vec::kLanes) most = MaxOrSecond(Vec::Load(scores + j), most);
-  const float after = MaxLanes(most);
-  Vec sum = Vec::Set(0.0f);
+  // The maximum moves seldom once some keys were seen.
+  float shrink = 1.0f;
+  if (AnyDifferent(before, most)) {
+    const float after = MaxLanes(most);
+    float shrinks[Vec::kLanes];
+    Exp2(Vec::Set(highest - after)).Store(shrinks);
+    shrink = shrinks[0];
+    highest = after;
+  }
+  Vec sum = Vec::Load(total) * Vec::Set(shrink);
   for (int j = 0; j < padded; j += Vec::kLanes) {
-    const Vec weight = Exp2(Vec::Load(scores + j) - Vec::Set(after));
+    const Vec weight = Exp2(Vec::Load(scores + j) - Vec::Set(highest));
     weight.Store(scores + j);
     sum = sum + weight;
   }
-  float shrink[Vec::kLanes];
-  Exp2(Vec::Set(highest - after)).Store(shrink);
-  highest = after;
-  total = total * shrink[0] + SumLanes(sum);
-  return shrink[0];
+  sum.Store(total);
+  return shrink;
 }
 
 // Keeps the keys that any row's mask lets through. `uniform`: what is kept is visible to all rows.
@@ -223,50 +279,58 @@ inline void RestrictRow(const KeySegment& segment, int row, const std::int32_t* 
 
 // As in AddValuesOneByOne: what a row does not see must not touch it.
 inline void AddVisibleValues(const AttendArgs& args, const FewScratch& few, int row,
-                             const std::int32_t* keys, int count, float shrink) {
-  const int dim = args.values.dim;
-  const AddValuesFn add = AddValuesFor(args.values.type, 1);
-  float* output = few.outputs + static_cast<std::int64_t>(row) * dim;
-  for (int i = 0; i < dim; ++i) output[i] *= shrink;
+                             const std::int32_t* keys, int count) {
   const float keep = 1.0f;
+  RowsAhead nothing(&args, &AttendArgs::values, 1, keys, 0);
+  const int dim = args.values.dim;
+  float* output = few.outputs + static_cast<std::int64_t>(row) * dim;
+  for (int i = 0; i < dim; ++i) output[i] *= few.shrink[row];
   for (int j = 0; j < count; ++j) {
     const float* weight = few.scores + row * kChunkKeys + j;
-    if (*weight != 0.0f) add(weight, &keep, args.values, keys + j, 1, {}, output);
+    if (*weight == 0.0f) continue;
+    AddRows(weight, &keep, 1, args.values, keys + j, 1, nothing, output);
   }
 }
 
-// One chunk of keys of one problem. `next`: the keys that will be read after it.
-inline void AttendFewKeys(const AttendArgs& args, const KeySegment& segment, bool all_visible,
-                          const std::int32_t* keys, int count, const Ahead& next, FewScratch& few) {
-  const int dim_k = args.keys.dim;
-  const int dim_v = args.values.dim;
-  for (int row = 0; row < args.rows; row += 4) {
-    const int rows = Min(4, args.rows - row);
-    const Ahead ahead = row == 0 ? Ahead{&args.values, keys, count} : Ahead{};
-    ScoreChunkFor(args.keys.type, rows)(few.queries + row * dim_k, args.keys, keys, count, ahead,
-                                        few.scores + row * kChunkKeys);
-  }
-  float shrink[kMaxFewRows];
+// Scores of a chunk, all there, to weights.
+inline void WeighChunk(const AttendArgs& args, const KeySegment& segment, bool all_visible,
+                       const std::int32_t* keys, int count, FewScratch& few) {
   for (int row = 0; row < args.rows; ++row) {
     float* scores = few.scores + row * kChunkKeys;
     ShapeRow(args, row, keys, count, scores);
     if (!all_visible || segment.mask_rows != nullptr) {
       RestrictRow(segment, row, keys, count, few.bias, scores);
     }
-    shrink[row] = SoftmaxRow(scores, count, few.highest[row], few.total[row]);
-  }
-  for (int row = 0; !all_visible && row < args.rows; ++row) {
-    AddVisibleValues(args, few, row, keys, count, shrink[row]);
-  }
-  for (int row = 0; all_visible && row < args.rows; row += 4) {
-    const int rows = Min(4, args.rows - row);
-    AddValuesFor(args.values.type, rows)(few.scores + row * kChunkKeys, shrink + row, args.values,
-                                         keys, count, row == 0 ? next : Ahead{},
-                                         few.outputs + row * dim_v);
+    few.shrink[row] = SoftmaxRow(scores, count, few.highest[row], few.total + row * Vec::kLanes);
   }
 }
 
-// A segment of all problems, chunk by chunk: their rows lie side by side in memory.
+// A chunk of keys of all problems; `next` will be read after it.
+inline void AttendChunk(const AttendArgs* args, int problems, const KeySegment& segment,
+                        bool all_visible, const std::int32_t* keys, int count,
+                        const std::int32_t* next, int next_count, FewScratch* few) {
+  RowsAhead values(args, &AttendArgs::values, problems, keys, count);
+  for (int p = 0; p < problems; ++p) {
+    for (int j = 0; j < count; j += kGroupKeys) {
+      ScoreRows(few[p].queries, args[p].rows, args[p].keys, keys + j, Min(kGroupKeys, count - j),
+                values, few[p].scores + j);
+    }
+  }
+  RowsAhead ahead(args, &AttendArgs::keys, problems, next, next_count);
+  for (int p = 0; p < problems; ++p) {
+    WeighChunk(args[p], segment, all_visible, keys, count, few[p]);
+    if (all_visible) {
+      AddRows(few[p].scores, few[p].shrink, args[p].rows, args[p].values, keys, count, ahead,
+              few[p].outputs);
+    } else {
+      for (int row = 0; row < args[p].rows; ++row) {
+        AddVisibleValues(args[p], few[p], row, keys, count);
+      }
+    }
+  }
+}
+
+// A segment of all problems, chunk by chunk.
 inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScratch* few) {
   const KeySegment& segment = args[0].segments[s];
   const int rows = args[0].rows;
@@ -275,19 +339,15 @@ inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScr
   int next_count = walk.Next(kChunkKeys, buffers[0]);
   for (int chunk = 0; next_count > 0; ++chunk) {
     std::int32_t* keys = buffers[chunk % 2];
-    std::int32_t* next_keys = buffers[(chunk + 1) % 2];
+    std::int32_t* next = buffers[(chunk + 1) % 2];
     int count = next_count;
-    next_count = walk.Next(kChunkKeys, next_keys);
-    bool all = walk.AllVisible(keys, count);
+    next_count = walk.Next(kChunkKeys, next);
+    bool all_visible = walk.AllVisible(keys, count);
     if (segment.mask_rows != nullptr) {
-      count = DropMasked(segment, rows, count, keys, all);
+      count = DropMasked(segment, rows, count, keys, all_visible);
       if (count == 0) continue;
     }
-    for (int p = 0; p < problems; ++p) {
-      const Ahead next = p + 1 < problems ? Ahead{&args[p + 1].keys, keys, count}
-                                          : Ahead{&args[0].keys, next_keys, next_count};
-      AttendFewKeys(args[p], segment, all, keys, count, next, few[p]);
-    }
+    AttendChunk(args, problems, segment, all_visible, keys, count, next, next_count, few);
   }
 }
 
@@ -296,21 +356,24 @@ inline void BeginFew(const AttendArgs& args, FewScratch& few) {
   const int dim_v = args.values.dim;
   for (int row = 0; row < args.rows; ++row) {
     few.highest[row] = kLowest;
-    few.total[row] = 0.0f;
-    for (int i = 0; i < dim_k; ++i) {
-      few.queries[row * dim_k + i] = args.queries[row][i] * (args.scale * kLog2E);
+    Vec::Set(0.0f).Store(few.total + row * Vec::kLanes);
+    const Vec scale = Vec::Set(args.scale * kLog2E);
+    for (int i = 0; i < dim_k; i += Vec::kLanes) {
+      (Vec::Load(args.queries[row] + i) * scale).Store(few.queries + row * dim_k + i);
     }
-    for (int i = 0; i < dim_v; ++i) few.outputs[row * dim_v + i] = 0.0f;
+    for (int i = 0; i < dim_v; i += Vec::kLanes) {
+      Vec::Set(0.0f).Store(few.outputs + row * dim_v + i);
+    }
   }
 }
 
 inline void FinishFew(const AttendArgs& args, const FewScratch& few) {
   const int dim_v = args.values.dim;
   for (int row = 0; row < args.rows; ++row) {
-    const float total = few.total[row];
+    const float total = SumLanes(Vec::Load(few.total + row * Vec::kLanes));
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    for (int i = 0; i < dim_v; ++i) {
-      args.outputs[row][i] = few.outputs[row * dim_v + i] * inverse;
+    for (int i = 0; i < dim_v; i += Vec::kLanes) {
+      (Vec::Load(few.outputs + row * dim_v + i) * Vec::Set(inverse)).Store(args.outputs[row] + i);
     }
     args.lses[row] =
         total == 0.0f ? kMinusInfinity : (few.highest[row] + __builtin_log2f(total)) * kLn2;

@@ -10,56 +10,84 @@
 // clang-format off: each needs the one before
 #include "kernels/simd/common-inl.h"
 #include "kernels/simd/few_rows-inl.h"
+#include "kernels/simd/product-inl.h"
 #include "kernels/simd/tile-inl.h"
 // clang-format on
 
-void Attend(const AttendArgs* args, int problems) {
-  if (args[0].rows <= kMaxFewRows) {
-    for (int p = 0; p < problems; p += kMaxProblems) {
-      AttendFew(args + p, Min(kMaxProblems, problems - p));
-    }
-  } else {
-    for (int p = 0; p < problems; ++p) AttendTile(args[p]);
-  }
+inline AttendShape ShapeOf(const AttendArgs& args, int problems) {
+  return {.rows = args.rows,
+          .problems = problems,
+          .dim_k = args.keys.dim,
+          .dim_v = args.values.dim,
+          .key_type = args.keys.type,
+          .value_type = args.values.type,
+          .fast = args.fast};
 }
 
-std::size_t AttendScratch(int rows, int problems, int dim_k, int dim_v) {
-  Cutter cutter{nullptr};
-  TileScratch tile;
-  FewScratch few;
-  if (rows > kMaxFewRows) {
-    LayOutTile(cutter, rows, dim_k, dim_v, tile);
-    return cutter.used;
-  }
-  LayOutFew(cutter, dim_k, dim_v, few);
-  return cutter.used * static_cast<std::size_t>(Min(problems, kMaxProblems));
+// How a shape is solved: one of these for each kernel.
+struct Solver {
+  std::string_view name;
+  void (*attend)(const AttendArgs* problems, int count);
+  std::size_t (*scratch)(const AttendShape&);
+};
+
+template <typename Scores, typename Values>
+void AttendTiles(const AttendArgs* args, int problems) {
+  for (int p = 0; p < problems; ++p) AttendTile<Scores, Values>(args[p]);
 }
+template <typename Scores, typename Values>
+std::size_t TileScratchOf(const AttendShape& shape) {
+  return TileBytes<Scores, Values>(shape.rows, shape.dim_k, shape.dim_v);
+}
+
+void AttendRows(const AttendArgs* args, int problems) {
+  for (int p = 0; p < problems; p += kMaxProblems) {
+    AttendFew(args + p, Min(kMaxProblems, problems - p));
+  }
+}
+std::size_t RowsScratch(const AttendShape& shape) {
+  Cutter cutter{nullptr};
+  FewScratch few;
+  LayOutFew(cutter, shape.dim_k, shape.dim_v, few);
+  return cutter.used * static_cast<std::size_t>(Min(shape.problems, kMaxProblems));
+}
+
+constexpr Solver kTileF32 = {"tile f32 f32", AttendTiles<F32Scores, F32Values>,
+                             TileScratchOf<F32Scores, F32Values>};
+constexpr Solver kRowsF32 = {"rows f32 f32", AttendRows, RowsScratch};
+
+// Each instruction set chooses among its own.
+const Solver& Choose(const AttendShape& shape);
+
+void Attend(const AttendArgs* args, int problems) {
+  Choose(ShapeOf(args[0], problems)).attend(args, problems);
+}
+std::size_t AttendScratch(const AttendShape& shape) { return Choose(shape).scratch(shape); }
+std::string_view Kernel(const AttendShape& shape) { return Choose(shape).name; }
 
 struct ScoreScratchLayout {
-  float* queries;          // [panels][dim][kPanel], or [rows][dim] for few rows
+  F32Scores::Operands operands;
+  float* queries;          // few rows: [rows][dim]
   std::int32_t* keys;      // [kTileKeys]
   std::int32_t* block_of;  // [kTileKeys]
-  float* key_tile;         // [kTileKeys][dim]
   float* scores;           // [kTileKeys][kPanel], or [rows][kChunkKeys]
 };
 
 inline void LayOutScore(Cutter& cutter, int rows, int dim, ScoreScratchLayout& layout) {
-  layout.queries = cutter.Take<float>(static_cast<std::int64_t>(PanelsFor(rows)) * kPanel * dim);
+  F32Scores::LayOut(cutter, rows, dim, layout.operands);
+  layout.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim);
   layout.keys = cutter.Take<std::int32_t>(kTileKeys);
   layout.block_of = cutter.Take<std::int32_t>(kTileKeys);
-  layout.key_tile = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * dim);
   layout.scores = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * kPanel);
 }
 
 // Raises the block scores by one tile of keys; all rows, many of them.
 inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, int count) {
-  WidenRows(args.keys, layout.keys, count, layout.key_tile);
+  TileAhead nothing;
+  F32Scores::TakeKeys(args.keys, layout.keys, count, layout.operands);
   for (int panel = 0; panel < PanelsFor(args.rows); ++panel) {
     const int vectors = VectorsOf(args.rows, panel);
-    const float* queries =
-        layout.queries + static_cast<std::int64_t>(panel) * kPanel * args.keys.dim;
-    MultiplyPanel<false, false>(vectors, layout.key_tile, args.keys.dim, count, queries,
-                                args.keys.dim, layout.scores);
+    F32Scores::Score(layout.operands, args.keys.dim, panel, vectors, count, layout.scores, nothing);
     for (int j = 0; j < count;) {
       const std::int32_t block = layout.block_of[j];
       Vec most = Vec::Set(args.scores[block]);
@@ -74,16 +102,17 @@ inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, i
 }
 
 inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout, int count) {
-  for (int row = 0; row < args.rows; row += 4) {
-    const int rows = Min(4, args.rows - row);
-    ScoreChunkFor(args.keys.type, rows)(layout.queries + row * args.keys.dim, args.keys,
-                                        layout.keys, count, {}, layout.scores);
-    for (int r = 0; r < rows; ++r) {
-      for (int j = 0; j < count; ++j) {
-        float& best = args.scores[layout.block_of[j]];
-        const float score = layout.scores[r * kChunkKeys + j];
-        if (score > best) best = score;
-      }
+  const AttendArgs no_args;
+  RowsAhead nothing(&no_args, &AttendArgs::keys, 1, nullptr, 0);
+  for (int j = 0; j < count; j += kGroupKeys) {
+    ScoreRows(layout.queries, args.rows, args.keys, layout.keys + j, Min(kGroupKeys, count - j),
+              nothing, layout.scores + j);
+  }
+  for (int row = 0; row < args.rows; ++row) {
+    for (int j = 0; j < count; ++j) {
+      float& best = args.scores[layout.block_of[j]];
+      const float score = layout.scores[row * kChunkKeys + j];
+      if (score > best) best = score;
     }
   }
 }
@@ -101,7 +130,7 @@ void ScoreBlocks(const ScoreArgs& args) {
       }
     }
   } else {
-    PackQueries(args.queries, args.rows, args.keys.dim, 1.0f, layout.queries);
+    F32Scores::TakeQueries(args.queries, args.rows, args.keys.dim, 1.0f, layout.operands);
   }
   int count = 0;
   const auto flush = [&] {

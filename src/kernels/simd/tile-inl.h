@@ -1,139 +1,135 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// Many rows (tile): queries sit in the lanes, one key value is broadcast at a time.
+// Many rows (tile): queries sit in the lanes, one key value is spread over them at a time.
 //
 //      Q^T [dim_k][panel]        S^T [key][panel]           O^T [dim_v][panel]
 //      lanes = query rows   K.Q^T  -> softmax lane-wise ->  += V^T . P^T
 //
-//   Running maximum and sum are lane-wise: no horizontal step. Both products are the same kernel,
-//   MultiplyTile: R rows of one operand times the panel, R * NV accumulators in registers.
-//   Keys are gathered and widened to f32 in tiles of kTileKeys, once for all panels, so a block
-//   list of any block size runs at the rate of a dense range.
+//   Running maximum and sum are lane-wise: no horizontal step. Keys are gathered and converted in
+//   tiles of kTileKeys, once for all panels, so a block list of any block size runs at the rate of a
+//   dense range; the rows of the next tile are fetched under the arithmetic of this one.
 //   Cost for a tile of n keys: 2 n rows (dim_k + dim_v) FLOP, n (dim_k + dim_v) values read.
+//
+// How numbers are held between memory and arithmetic is up to two policies, one for K.Q^T (Scores)
+// and one for P.V (Values); F32Scores and F32Values are exact.
 
-// Keys in a tile. 96 is a multiple of every R below; K, V and S of a tile take 120 KiB at dim 128,
-// well inside the smallest L2 in use (1 MiB).
+// Keys in a tile. 96 is a multiple of every full row count of MultiplyTile; K, V and S of a tile
+// take 110 KiB at dim 128, well inside the smallest L2 in use (1 MiB).
 constexpr int kTileKeys = 96;
-constexpr int kPanel = kPanelVectors * Vec::kLanes;
+// Elements between the rows of a converted tile, so that rows that are read down a column fall into
+// different sets of the first-level cache: without, 96 rows of 512 bytes share 8 of its 64 sets.
+constexpr int kRowPadding = 16;
 
-// ---- The product of a tile -----------------------------------------------------------------------
+inline int PanelsFor(int rows) { return (rows + kPanel - 1) / kPanel; }
+inline int LanesFor(int rows) { return PanelsFor(rows) * kPanel; }
 
-// c[r][lanes] (+)= sum over t < depth of a(r, t) * b[t][lanes], with
-// a(r, t) = kByColumn ? a[t * stride + r] : a[r * stride + t]; b and c have rows of kPanel floats.
-template <int NV, int R, bool kByColumn, bool kAccumulate>
-inline void MultiplyTile(const float* a, int stride, const float* b, int depth, float* c) {
-  Vec sum[R][NV];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[r][v] = Vec::Set(0.0f);
-  }
-  for (int t = 0; t < depth; ++t) {
-    Vec lanes[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) lanes[v] = Vec::Load(b + t * kPanel + v * Vec::kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec one = Vec::Set(kByColumn ? a[t * stride + r] : a[r * stride + t]);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[r][v] = MulAdd(one, lanes[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      float* to = c + r * kPanel + v * Vec::kLanes;
-      if constexpr (kAccumulate) sum[r][v] = sum[r][v] + Vec::Load(to);
-      sum[r][v].Store(to);
-    }
+// ---- Policies ------------------------------------------------------------------------------------
+
+// Q^T: `dim` rows of kPanel lanes for each panel. Idle lanes repeat the first row, which leaves the
+// maximum over all lanes as it is.
+inline void PackQueries(const float* const* queries, int rows, int dim, float scale, float* out) {
+  for (int lane = 0; lane < LanesFor(rows); ++lane) {
+    const float* query = queries[lane < rows ? lane : 0];
+    float* to = out + static_cast<std::int64_t>(lane / kPanel) * kPanel * dim + lane % kPanel;
+    for (int i = 0; i < dim; ++i) to[static_cast<std::int64_t>(i) * kPanel] = query[i] * scale;
   }
 }
 
-// The same for any number of rows: kRegisterRows at a time, the rest in steps of 4, 2 and 1.
-template <int NV, bool kByColumn, bool kAccumulate>
-void Multiply(const float* a, int stride, int rows, const float* b, int depth, float* c) {
-  constexpr int kFull = kRegisterRows[NV];
-  const auto at = [&](int r) { return kByColumn ? a + r : a + r * stride; };
-  int r = 0;
-  for (; r + kFull <= rows; r += kFull) {
-    MultiplyTile<NV, kFull, kByColumn, kAccumulate>(at(r), stride, b, depth, c + r * kPanel);
+struct F32Scores {
+  struct Operands {
+    float* queries;  // [panels][dim][kPanel]
+    float* keys;     // [kTileKeys][dim + kRowPadding]
+  };
+  static void LayOut(Cutter& cutter, int rows, int dim, Operands& to) {
+    to.queries = cutter.Take<float>(static_cast<std::int64_t>(LanesFor(rows)) * dim);
+    to.keys = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * (dim + kRowPadding));
   }
-  if (kFull > 4 && r + 4 <= rows) {
-    MultiplyTile<NV, 4, kByColumn, kAccumulate>(at(r), stride, b, depth, c + r * kPanel);
-    r += 4;
+  static void TakeQueries(const float* const* queries, int rows, int dim, float scale,
+                          const Operands& to) {
+    PackQueries(queries, rows, dim, scale, to.queries);
   }
-  if (r + 2 <= rows) {
-    MultiplyTile<NV, 2, kByColumn, kAccumulate>(at(r), stride, b, depth, c + r * kPanel);
-    r += 2;
+  static void TakeKeys(const RowsView& view, const std::int32_t* keys, int count,
+                       const Operands& to) {
+    WidenRows(view, keys, count, view.dim + kRowPadding, to.keys);
   }
-  for (; r < rows; ++r) {
-    MultiplyTile<NV, 1, kByColumn, kAccumulate>(at(r), stride, b, depth, c + r * kPanel);
+  static void Score(const Operands& from, int dim, int panel, int vectors, int count, float* scores,
+                    TileAhead& ahead) {
+    const float* queries = from.queries + static_cast<std::int64_t>(panel) * kPanel * dim;
+    MultiplyPanel<F32Product, false, false>(vectors, from.keys, dim + kRowPadding, count, queries,
+                                            dim, scores, ahead);
   }
-}
+};
 
-template <bool kByColumn, bool kAccumulate>
-void MultiplyPanel(int vectors, const float* a, int stride, int rows, const float* b, int depth,
-                   float* c) {
-  switch (vectors) {
-    case 1:
-      return Multiply<1, kByColumn, kAccumulate>(a, stride, rows, b, depth, c);
-    case 2:
-      return Multiply<2, kByColumn, kAccumulate>(a, stride, rows, b, depth, c);
-    default:
-      if constexpr (kPanelVectors == 4) {
-        if (vectors == 3) return Multiply<3, kByColumn, kAccumulate>(a, stride, rows, b, depth, c);
-        return Multiply<4, kByColumn, kAccumulate>(a, stride, rows, b, depth, c);
+struct F32Values {
+  struct Operands {
+    float* values;  // [kTileKeys][dim + kRowPadding]
+  };
+  static void LayOut(Cutter& cutter, int dim, Operands& to) {
+    to.values = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * (dim + kRowPadding));
+  }
+  // Returns whether all are finite.
+  static bool TakeValues(const RowsView& view, const std::int32_t* keys, int count,
+                         const Operands& to) {
+    const int stride = view.dim + kRowPadding;
+    WidenRows(view, keys, count, stride, to.values);
+    Vec poison = Vec::Set(0.0f);
+    for (int j = 0; j < count; ++j) {
+      for (int i = 0; i < view.dim; i += Vec::kLanes) {
+        poison = MulAdd(Vec::Load(to.values + j * stride + i), Vec::Set(0.0f), poison);
       }
+    }
+    return SumLanes(poison) == 0.0f;
   }
-}
+  // Two weights of each lane, of the keys j and j + 1, into the rows of S^T.
+  static void PutWeights(float* scores, int j, int lane, Vec first, Vec second) {
+    first.Store(scores + j * kPanel + lane);
+    second.Store(scores + (j + 1) * kPanel + lane);
+  }
+  static float Weight(const float* scores, int j, int lane) { return scores[j * kPanel + lane]; }
+  static void Add(const Operands& from, int dim, int vectors, int count, const float* scores,
+                  float* outputs, TileAhead& ahead) {
+    MultiplyPanel<F32Product, true, true>(vectors, from.values, dim + kRowPadding, dim, scores,
+                                          count, outputs, ahead);
+  }
+};
 
 // ---- Many rows -----------------------------------------------------------------------------------
 
+template <typename Scores, typename Values>
 struct TileScratch {
-  float* queries;       // [panels][dim_k][kPanel], times scale * log2(e)
+  typename Scores::Operands score_operands;
+  typename Values::Operands value_operands;
   float* outputs;       // [panels][dim_v][kPanel], not normalised
   float* highest;       // [panels][kPanel]
   float* total;         // [panels][kPanel]
   std::int32_t* begin;  // [panels][kPanel], visible keys of each lane; empty for idle lanes
-  std::int32_t* end;
-  std::int32_t* keys;  // [kTileKeys]
-  float* key_tile;     // [kTileKeys][dim_k]
-  float* value_tile;   // [kTileKeys][dim_v]
-  float* scores;       // [kTileKeys][kPanel]
-  float* bias;         // [rows][kTileKeys], only for masks
-  float* slopes;       // [panels][kPanel], ALiBi, times log2(e)
-  float* positions;    // [panels][kPanel]
+  std::int32_t* end;    // [panels][kPanel]
+  std::int32_t* keys;   // [kTileKeys]
+  std::int32_t* next;   // [kTileKeys], of the tile that follows
+  float* scores;        // [kTileKeys][kPanel]
+  float* bias;          // [rows][kTileKeys], only for masks
+  float* slopes;        // [panels][kPanel], ALiBi, times log2(e)
+  float* positions;     // [panels][kPanel]
+  float* value;         // [dim_v], one row
 };
 
-inline int PanelsFor(int rows) { return (rows + kPanel - 1) / kPanel; }
-
-inline void LayOutTile(Cutter& cutter, int rows, int dim_k, int dim_v, TileScratch& tile) {
-  const std::int64_t lanes = static_cast<std::int64_t>(PanelsFor(rows)) * kPanel;
-  tile.queries = cutter.Take<float>(lanes * dim_k);
+template <typename Scores, typename Values>
+void LayOutTile(Cutter& cutter, int rows, int dim_k, int dim_v, TileScratch<Scores, Values>& tile) {
+  const std::int64_t lanes = LanesFor(rows);
+  Scores::LayOut(cutter, rows, dim_k, tile.score_operands);
+  Values::LayOut(cutter, dim_v, tile.value_operands);
   tile.outputs = cutter.Take<float>(lanes * dim_v);
   tile.highest = cutter.Take<float>(lanes);
   tile.total = cutter.Take<float>(lanes);
   tile.begin = cutter.Take<std::int32_t>(lanes);
   tile.end = cutter.Take<std::int32_t>(lanes);
   tile.keys = cutter.Take<std::int32_t>(kTileKeys);
-  tile.key_tile = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * dim_k);
-  tile.value_tile = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * dim_v);
+  tile.next = cutter.Take<std::int32_t>(kTileKeys);
   tile.scores = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * kPanel);
   tile.bias = cutter.Take<float>(static_cast<std::int64_t>(rows) * kTileKeys);
   tile.slopes = cutter.Take<float>(lanes);
   tile.positions = cutter.Take<float>(lanes);
-}
-
-// Q^T, `dim` rows of kPanel lanes for each panel. Idle lanes repeat the first row, which leaves the
-// maximum over all lanes as it is.
-inline void PackQueries(const float* const* queries, int rows, int dim, float scale, float* out) {
-  const int lanes = PanelsFor(rows) * kPanel;
-  for (int lane = 0; lane < lanes; ++lane) {
-    const float* query = queries[lane < rows ? lane : 0];
-    float* to = out + static_cast<std::int64_t>(lane / kPanel) * kPanel * dim + lane % kPanel;
-    for (int i = 0; i < dim; ++i) to[static_cast<std::int64_t>(i) * kPanel] = query[i] * scale;
-  }
+  tile.value = cutter.Take<float>(dim_v);
 }
 
 inline int VectorsOf(int rows, int panel) {
@@ -141,8 +137,8 @@ inline int VectorsOf(int rows, int panel) {
 }
 
 // Soft cap, then ALiBi.
-inline void ShapeScores(const AttendArgs& args, const TileScratch& tile, int vectors, int panel,
-                        int count) {
+template <typename Tile>
+void ShapeScores(const AttendArgs& args, const Tile& tile, int vectors, int panel, int count) {
   const Vec cap = Vec::Set(args.softcap * kLog2E);
   const Vec inverse = Vec::Set(1 / (args.softcap * kLog2E));
   for (int v = 0; v < vectors; ++v) {
@@ -162,7 +158,8 @@ inline void ShapeScores(const AttendArgs& args, const TileScratch& tile, int vec
   }
 }
 
-inline void AddMask(const TileScratch& tile, int rows, int panel, int count) {
+template <typename Tile>
+void AddMask(const Tile& tile, int rows, int panel, int count) {
   const int last = Min(rows, (panel + 1) * kPanel);
   for (int row = panel * kPanel; row < last; ++row) {
     const float* bias = tile.bias + static_cast<std::int64_t>(row) * kTileKeys;
@@ -170,7 +167,8 @@ inline void AddMask(const TileScratch& tile, int rows, int panel, int count) {
   }
 }
 
-inline void HideInvisible(const TileScratch& tile, int vectors, int panel, int count) {
+template <typename Tile>
+void HideInvisible(const Tile& tile, int vectors, int panel, int count) {
   for (int v = 0; v < vectors; ++v) {
     const int lane = v * Vec::kLanes;
     const std::int32_t* begin = tile.begin + panel * kPanel + lane;
@@ -183,8 +181,10 @@ inline void HideInvisible(const TileScratch& tile, int vectors, int panel, int c
 }
 
 // Scores to probabilities, in place; moves the running maximum and rescales what was summed so
-// far where it moved.
-inline void SoftmaxPanel(const TileScratch& tile, int vectors, int panel, int count, int dim_v) {
+// far where it moved. Keys are taken in pairs: a missing last one scores -inf.
+template <typename Scores, typename Values>
+void SoftmaxPanel(const TileScratch<Scores, Values>& tile, int vectors, int panel, int count,
+                  int dim_v) {
   float* outputs = tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v;
   for (int v = 0; v < vectors; ++v) {
     const int lane = v * Vec::kLanes;
@@ -195,13 +195,17 @@ inline void SoftmaxPanel(const TileScratch& tile, int vectors, int panel, int co
     for (int j = 0; j < count; ++j) {
       after = MaxOrSecond(Vec::Load(tile.scores + j * kPanel + lane), after);
     }
-    Vec sum = Vec::Set(0.0f);
-    for (int j = 0; j < count; ++j) {
-      float* score = tile.scores + j * kPanel + lane;
-      const Vec weight = Exp2(Vec::Load(score) - after);
-      weight.Store(score);
-      sum = sum + weight;
+    if (count % 2 != 0) Vec::Set(kMinusInfinity).Store(tile.scores + count * kPanel + lane);
+    Vec sums[2] = {Vec::Set(0.0f), Vec::Set(0.0f)};
+    for (int j = 0; j < count; j += 2) {
+      const float* score = tile.scores + j * kPanel + lane;
+      const Vec first = Exp2(Vec::Load(score) - after);
+      const Vec second = Exp2(Vec::Load(score + kPanel) - after);
+      Values::PutWeights(tile.scores, j, lane, first, second);
+      sums[0] = sums[0] + first;
+      sums[1] = sums[1] + second;
     }
+    Vec sum = sums[0] + sums[1];
     if (AnyDifferent(before, after)) {
       const Vec shrink = Exp2(before - after);
       sum = MulAdd(Vec::Load(total), shrink, sum);
@@ -218,33 +222,35 @@ inline void SoftmaxPanel(const TileScratch& tile, int vectors, int panel, int co
 }
 
 // An infinity or NaN among the values must reach only the rows that see it: 0 * inf is NaN.
-inline void AddValuesOneByOne(const TileScratch& tile, int rows, int panel, int count, int dim_v) {
+template <typename Scores, typename Values>
+void AddValuesOneByOne(const AttendArgs& args, const TileScratch<Scores, Values>& tile, int panel,
+                       int count) {
+  const int dim_v = args.values.dim;
   float* outputs = tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v;
-  const int lanes = Min(kPanel, rows - panel * kPanel);
-  for (int lane = 0; lane < lanes; ++lane) {
-    for (int j = 0; j < count; ++j) {
-      const float weight = tile.scores[j * kPanel + lane];
+  const int lanes = Min(kPanel, args.rows - panel * kPanel);
+  for (int j = 0; j < count; ++j) {
+    WidenRows(args.values, tile.keys + j, 1, dim_v, tile.value);
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float weight = Values::Weight(tile.scores, j, lane);
       if (weight == 0.0f) continue;
-      const float* value = tile.value_tile + static_cast<std::int64_t>(j) * dim_v;
       for (int i = 0; i < dim_v; ++i) {
-        outputs[static_cast<std::int64_t>(i) * kPanel + lane] += weight * value[i];
+        outputs[static_cast<std::int64_t>(i) * kPanel + lane] += weight * tile.value[i];
       }
     }
   }
 }
 
-inline void AttendTileKeys(const AttendArgs& args, const TileScratch& tile, int count, bool hide,
-                           bool masked) {
+template <typename Scores, typename Values>
+void AttendTileKeys(const AttendArgs& args, const TileScratch<Scores, Values>& tile, int count,
+                    bool hide, bool masked, TileAhead& ahead) {
   const int dim_k = args.keys.dim;
   const int dim_v = args.values.dim;
-  WidenRows(args.keys, tile.keys, count, tile.key_tile);
-  WidenRows(args.values, tile.keys, count, tile.value_tile);
-  const bool finite = AllFinite(tile.value_tile, static_cast<std::int64_t>(count) * dim_v);
+  Scores::TakeKeys(args.keys, tile.keys, count, tile.score_operands);
+  const bool finite = Values::TakeValues(args.values, tile.keys, count, tile.value_operands);
   for (int panel = 0; panel < PanelsFor(args.rows); ++panel) {
     const int vectors = VectorsOf(args.rows, panel);
-    const float* queries = tile.queries + static_cast<std::int64_t>(panel) * kPanel * dim_k;
     float* outputs = tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v;
-    MultiplyPanel<false, false>(vectors, tile.key_tile, dim_k, count, queries, dim_k, tile.scores);
+    Scores::Score(tile.score_operands, dim_k, panel, vectors, count, tile.scores, ahead);
     if (args.softcap > 0 || args.slopes != nullptr) {
       ShapeScores(args, tile, vectors, panel, count);
     }
@@ -252,35 +258,45 @@ inline void AttendTileKeys(const AttendArgs& args, const TileScratch& tile, int 
     if (hide) HideInvisible(tile, vectors, panel, count);
     SoftmaxPanel(tile, vectors, panel, count, dim_v);
     if (finite) {
-      MultiplyPanel<true, true>(vectors, tile.value_tile, dim_v, dim_v, tile.scores, count,
-                                outputs);
+      Values::Add(tile.value_operands, dim_v, vectors, count, tile.scores, outputs, ahead);
     } else {
-      AddValuesOneByOne(tile, args.rows, panel, count, dim_v);
+      AddValuesOneByOne(args, tile, panel, count);
     }
   }
 }
 
-inline void AttendTileSegment(const AttendArgs& args, const KeySegment& segment,
-                              const TileScratch& tile) {
-  const int lanes = PanelsFor(args.rows) * kPanel;
-  for (int lane = 0; lane < lanes; ++lane) {
+template <typename Scores, typename Values>
+void AttendTileSegment(const AttendArgs& args, const KeySegment& segment,
+                       TileScratch<Scores, Values>& tile) {
+  for (int lane = 0; lane < LanesFor(args.rows); ++lane) {
     const KeyRange visible = lane < args.rows ? segment.visible[lane] : KeyRange{0, 0};
     tile.begin[lane] = visible.begin;
     tile.end[lane] = visible.end;
   }
   const bool masked = segment.mask_rows != nullptr;
+  // Both products of a panel take about (kTileKeys + dim_v) / 12 steps.
+  const int steps = PanelsFor(args.rows) * (kTileKeys + args.values.dim) / 12;
   KeyWalk walk(segment, args.rows);
-  for (int count; (count = walk.Next(kTileKeys, tile.keys)) > 0;) {
+  int next_count = walk.Next(kTileKeys, tile.next);
+  while (next_count > 0) {
+    std::int32_t* const keys = tile.next;
+    tile.next = tile.keys;
+    tile.keys = keys;
+    const int count = next_count;
+    next_count = walk.Next(kTileKeys, tile.next);
     bool any = !masked;
     for (int row = 0; masked && row < args.rows; ++row) {
       float* bias = tile.bias + static_cast<std::int64_t>(row) * kTileKeys;
       any |= MaskRow(segment, row, tile.keys, count, bias);
     }
-    if (any) AttendTileKeys(args, tile, count, !walk.AllVisible(tile.keys, count), masked);
+    if (!any) continue;
+    TileAhead ahead(args.keys, args.values, tile.next, next_count, 1 + 2 * next_count / steps);
+    AttendTileKeys(args, tile, count, !walk.AllVisible(tile.keys, count), masked, ahead);
   }
 }
 
-inline void FinishTile(const AttendArgs& args, const TileScratch& tile) {
+template <typename Tile>
+void FinishTile(const AttendArgs& args, const Tile& tile) {
   const int dim = args.values.dim;
   for (int row = 0; row < args.rows; ++row) {
     const float total = tile.total[row];
@@ -295,14 +311,15 @@ inline void FinishTile(const AttendArgs& args, const TileScratch& tile) {
   }
 }
 
-inline void AttendTile(const AttendArgs& args) {
+template <typename Scores, typename Values>
+void AttendTile(const AttendArgs& args) {
   const int dim_k = args.keys.dim;
   const int dim_v = args.values.dim;
-  TileScratch tile;
+  TileScratch<Scores, Values> tile;
   Cutter cutter{args.scratch};
   LayOutTile(cutter, args.rows, dim_k, dim_v, tile);
-  PackQueries(args.queries, args.rows, dim_k, args.scale * kLog2E, tile.queries);
-  const int lanes = PanelsFor(args.rows) * kPanel;
+  Scores::TakeQueries(args.queries, args.rows, dim_k, args.scale * kLog2E, tile.score_operands);
+  const int lanes = LanesFor(args.rows);
   for (int lane = 0; lane < lanes; ++lane) {
     tile.highest[lane] = kLowest;
     tile.total[lane] = 0.0f;
@@ -313,4 +330,12 @@ inline void AttendTile(const AttendArgs& args) {
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(lanes) * dim_v; ++i) tile.outputs[i] = 0;
   for (int s = 0; s < args.segment_count; ++s) AttendTileSegment(args, args.segments[s], tile);
   FinishTile(args, tile);
+}
+
+template <typename Scores, typename Values>
+std::size_t TileBytes(int rows, int dim_k, int dim_v) {
+  Cutter cutter{nullptr};
+  TileScratch<Scores, Values> tile;
+  LayOutTile(cutter, rows, dim_k, dim_v, tile);
+  return cutter.used;
 }

@@ -1,0 +1,56 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// AVX-512 with VNNI and BF16: bf16 dot products for bf16 keys and for bf16 and q8_0 values, int8
+// scores for q8_0 keys, where fast arithmetic is allowed. All else is as in avx512/.
+#include "kernels/avx512_bf16/attend.h"
+
+#include <immintrin.h>
+
+namespace coppice {
+namespace {
+
+// clang-format off: each needs the one before
+#include "kernels/avx512/vec-inl.h"
+#include "kernels/avx512_bf16/bf16-inl.h"
+#include "kernels/avx512_vnni/int8-inl.h"
+#include "kernels/simd/kernels-inl.h"
+// clang-format on
+
+template <typename Scores, typename Values>
+constexpr Solver TileSolver(std::string_view name) {
+  return {name, AttendTiles<Scores, Values>, TileScratchOf<Scores, Values>};
+}
+constexpr Solver kTileF32Bf16 = TileSolver<F32Scores, Bf16Values>("tile f32 bf16");
+constexpr Solver kTileBf16F32 = TileSolver<Bf16Scores, F32Values>("tile bf16 f32");
+constexpr Solver kTileBf16 = TileSolver<Bf16Scores, Bf16Values>("tile bf16 bf16");
+constexpr Solver kTileInt8F32 = TileSolver<Int8Scores, F32Values>("tile int8 f32");
+constexpr Solver kTileInt8Bf16 = TileSolver<Int8Scores, Bf16Values>("tile int8 bf16");
+
+const Solver& Choose(const AttendShape& shape) {
+  if (shape.rows <= kMaxFewRows) return kRowsF32;
+  if (!shape.fast) return kTileF32;
+  // f32 and f16 values keep more than bf16 would leave of them.
+  const bool round_values = shape.value_type == DType::kBF16 || shape.value_type == DType::kQ8_0;
+  switch (shape.key_type) {
+    case DType::kBF16:
+      return round_values ? kTileBf16 : kTileBf16F32;
+    case DType::kQ8_0:
+      return round_values ? kTileInt8Bf16 : kTileInt8F32;
+    default:
+      return round_values ? kTileF32Bf16 : kTileF32;
+  }
+}
+
+}  // namespace
+
+const KernelTable avx512_bf16::kTable = {.isa = "avx512_bf16",
+                                         .tile_rows = 256,
+                                         .dim_multiple = Vec::kLanes,
+                                         .few_rows = kMaxFewRows,
+                                         .attend = Attend,
+                                         .attend_scratch = AttendScratch,
+                                         .kernel = Kernel,
+                                         .score_blocks = ScoreBlocks,
+                                         .score_scratch = ScoreScratch};
+
+}  // namespace coppice

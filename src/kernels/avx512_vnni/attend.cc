@@ -1,0 +1,38 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// AVX-512 with VNNI: q8_0 keys are scored in int8 where fast arithmetic is allowed. All else is as
+// in avx512/.
+#include "kernels/avx512_vnni/attend.h"
+
+#include <immintrin.h>
+
+namespace coppice {
+namespace {
+
+// clang-format off: each needs the one before
+#include "kernels/avx512/vec-inl.h"
+#include "kernels/avx512_vnni/int8-inl.h"
+#include "kernels/simd/kernels-inl.h"
+// clang-format on
+
+constexpr Solver kTileInt8 = {"tile int8 f32", AttendTiles<Int8Scores, F32Values>,
+                              TileScratchOf<Int8Scores, F32Values>};
+
+const Solver& Choose(const AttendShape& shape) {
+  if (shape.rows <= kMaxFewRows) return kRowsF32;
+  return shape.fast && shape.key_type == DType::kQ8_0 ? kTileInt8 : kTileF32;
+}
+
+}  // namespace
+
+const KernelTable avx512_vnni::kTable = {.isa = "avx512_vnni",
+                                         .tile_rows = 256,
+                                         .dim_multiple = Vec::kLanes,
+                                         .few_rows = kMaxFewRows,
+                                         .attend = Attend,
+                                         .attend_scratch = AttendScratch,
+                                         .kernel = Kernel,
+                                         .score_blocks = ScoreBlocks,
+                                         .score_scratch = ScoreScratch};
+
+}  // namespace coppice
