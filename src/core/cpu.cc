@@ -25,6 +25,8 @@ CpuFeatures Detect() {
   features.avx512 = features.avx2 && __builtin_cpu_supports("avx512f") &&
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
+#elif defined(__aarch64__)
+  features.neon = true;
 #endif
   return features;
 }

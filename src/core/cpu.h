@@ -8,6 +8,7 @@ namespace coppice {
 struct CpuFeatures {
   bool avx2 = false;    // with FMA and F16C
   bool avx512 = false;  // F, BW, DQ, VL
+  bool neon = false;    // Advanced SIMD; every AArch64 has it
 };
 
 // Read once, at the first call.

@@ -10,6 +10,9 @@
 #include "kernels/avx2/attend.h"
 #include "kernels/avx512/attend.h"
 #endif
+#if defined(COPPICE_HAVE_NEON)
+#include "kernels/neon/attend.h"
+#endif
 
 namespace coppice {
 
@@ -19,6 +22,9 @@ const std::vector<const KernelTable*>& AvailableKernels() {
 #if defined(COPPICE_HAVE_X86)
     if (Cpu().avx2) found.push_back(&avx2::kTable);
     if (Cpu().avx512) found.push_back(&avx512::kTable);
+#endif
+#if defined(COPPICE_HAVE_NEON)
+    if (Cpu().neon) found.push_back(&neon::kTable);
 #endif
     return found;
   }();
