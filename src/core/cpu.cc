@@ -28,6 +28,8 @@ CpuFeatures Detect() {
   features.avx512_vnni = features.avx512 && __builtin_cpu_supports("avx512vnni");
   features.avx512_bf16 = features.avx512_vnni && __builtin_cpu_supports("avx512bf16");
   features.fast_bf16 = features.avx512_bf16 && __builtin_cpu_is("amd");
+#elif defined(__aarch64__)
+  features.neon = true;
 #endif
   return features;
 }

@@ -12,6 +12,9 @@
 #include "kernels/avx512_bf16/attend.h"
 #include "kernels/avx512_vnni/attend.h"
 #endif
+#if defined(COPPICE_HAVE_NEON)
+#include "kernels/neon/attend.h"
+#endif
 
 namespace coppice {
 
@@ -24,6 +27,9 @@ const std::vector<const KernelTable*>& AvailableKernels() {
     if (Cpu().avx512_bf16 && !Cpu().fast_bf16) found.push_back(&avx512_bf16::kTable);
     if (Cpu().avx512_vnni) found.push_back(&avx512_vnni::kTable);
     if (Cpu().avx512_bf16 && Cpu().fast_bf16) found.push_back(&avx512_bf16::kTable);
+#endif
+#if defined(COPPICE_HAVE_NEON)
+    if (Cpu().neon) found.push_back(&neon::kTable);
 #endif
     return found;
   }();

@@ -51,6 +51,21 @@ TEST_P(AttendKernel, AllTypesAndDims) {
   }
 }
 
+// What is left behind whole slices of values and whole blocks of registers.
+TEST_P(AttendKernel, OddMultiplesOfTheSmallestDim) {
+  const int unit = kernels().dim_multiple;
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const auto& [units_k, units_v] : {std::pair{1, 1}, {3, 5}, {7, 3}}) {
+      for (const int rows : {1, 4, 9, 70}) {
+        const KernelProblem problem(type, rows, 101, units_k * unit, units_v * unit, 13);
+        ExpectClose(kernels(), problem, kF32Bound,
+                    std::string(NameOf(type)) + " units " + std::to_string(units_k) + "/" +
+                        std::to_string(units_v) + " rows " + std::to_string(rows));
+      }
+    }
+  }
+}
+
 TEST_P(AttendKernel, RowAndKeyCountsAroundTileEdges) {
   for (const int rows :
        {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 97, 128, 130}) {

@@ -26,6 +26,7 @@ TEST(Dispatch, TablesFollowTheProcessor) {
   EXPECT_EQ(FindKernels("avx512") != nullptr, Cpu().avx512);
   EXPECT_EQ(FindKernels("avx512_vnni") != nullptr, Cpu().avx512_vnni);
   EXPECT_EQ(FindKernels("avx512_bf16") != nullptr, Cpu().avx512_bf16);
+  EXPECT_EQ(FindKernels("neon") != nullptr, Cpu().neon);
 }
 
 // Where bf16 dot products run at half of the f32 rate, the table with them is not the best.
@@ -34,12 +35,12 @@ TEST(Dispatch, Bf16IsTheBestOnlyWhereItIsFast) {
 }
 
 TEST(Dispatch, DimsGetTheWidestTableThatTakesThem) {
+  const std::string_view narrow = Cpu().avx2 ? "avx2" : Cpu().neon ? "neon" : "generic";
   const std::string_view wide = Best();
   for (const int dim : {64, 80, 96, 112, 128, 192, 256}) {
     EXPECT_EQ(BestKernels(dim, dim).isa, wide) << dim;
   }
   EXPECT_EQ(BestKernels(192, 128).isa, wide);
-  const std::string_view narrow = Cpu().avx2 ? "avx2" : "generic";
   EXPECT_EQ(BestKernels(72, 72).isa, narrow);
   EXPECT_EQ(BestKernels(64, 40).isa, narrow);
   EXPECT_EQ(BestKernels(50, 64).isa, "generic");

@@ -54,6 +54,34 @@ TEST_P(ScoreBlocks, IsTheHighestProductOfEachBlock) {
   }
 }
 
+TEST_P(ScoreBlocks, NanProductsDoNotCount) {
+  const KernelTable& kernels = *FindKernels(GetParam());
+  constexpr int kDim = 64, kKeys = 40, kBlock = 8;
+  for (const int rows : {4, 40}) {
+    const Tensor queries = RandomTensor(DType::kF32, 1, rows, kDim, 1, 0.0f);
+    Tensor keys = RandomTensor(DType::kF32, kKeys, 1, kDim, 2);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    for (const int key : {3, 16, 17, 18, 19, 20, 21, 22, 23}) keys.values[key * kDim + 5] = nan;
+    keys = Tensor(DType::kF32, kKeys, 1, kDim, keys.values);
+    std::vector<const float*> pointers;
+    for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * kDim]);
+    const std::vector<std::int32_t> starts = {0, 8, 16, 24, 32};
+    std::vector<float> scores(starts.size(), 99);
+    AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
+    kernels.score_blocks({.rows = rows,
+                          .queries = pointers.data(),
+                          .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, kDim},
+                          .starts = starts.data(),
+                          .count = static_cast<int>(starts.size()),
+                          .block_size = kBlock,
+                          .limit = kKeys,
+                          .scores = scores.data(),
+                          .scratch = scratch.get()});
+    const auto none = -std::numeric_limits<float>::infinity();
+    EXPECT_EQ(scores, (std::vector<float>{0, 0, none, 0, 0})) << rows;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, ScoreBlocks, ::testing::ValuesIn(AvailableIsas()),
                          [](const auto& info) { return info.param; });
 

@@ -8,7 +8,7 @@
 namespace coppice {
 namespace {
 
-#include "kernels/avx512/vec-inl.h"
+#include "kernels/simd/avx512_vec-inl.h"
 #include "kernels/simd/kernels-inl.h"
 
 const Solver& Choose(const AttendShape& shape) {

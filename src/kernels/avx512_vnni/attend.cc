@@ -10,8 +10,8 @@ namespace coppice {
 namespace {
 
 // clang-format off: each needs the one before
-#include "kernels/avx512/vec-inl.h"
-#include "kernels/avx512_vnni/int8-inl.h"
+#include "kernels/simd/avx512_vec-inl.h"
+#include "kernels/simd/int8-inl.h"
 #include "kernels/simd/kernels-inl.h"
 // clang-format on
 
