@@ -268,7 +268,7 @@ void AddBenchCommand(CLI::App& app, Action& action) {
       ->capture_default_str();
   AddSize(*command, "--rounds", options->rounds, 1, 2000, "and at least that often");
   AddThreads(*command, options->threads);
-  command->add_flag("--peers", options->peers, "measure ggml's flash attention too");
+  command->add_flag("--peers", options->peers, "measure ggml, PyTorch and ONNX Runtime too");
   command->add_flag("--json", options->json, "print one JSON object");
   options->flags.AddTo(*command, /*allow_off=*/false);
   command->callback(
