@@ -47,7 +47,8 @@ Memory Allocate(std::size_t bytes) {
 }
 
 ggml_type TypeOf(DType type) {
-  return type == DType::kF32 ? GGML_TYPE_F32 : type == DType::kF16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
+  constexpr ggml_type kTypes[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0};
+  return kTypes[static_cast<int>(type)];
 }
 
 class GgmlPeer final : public Peer {
