@@ -3,6 +3,7 @@
 // How fast one layer's attention is: ours, and the peers' on the same data, in alternating rounds.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,10 @@ struct AttentionBenchOptions {
   AttentionSettings settings;
   std::string isa;  // empty: the best
   bool peers = false;
-  double seconds = 1;  // measure at least that long
-  int rounds = 3;      // and at least that often
+  double seconds = 1;  // measure ours at least that long, and everybody at most 20 times that
+  int rounds = 3;      // and at least that often, whatever it takes
+  // Asked before each peer is prepared, so that one that does not fit says so; null: no limit.
+  std::function<double()> available_bytes;
 };
 
 struct Timing {
@@ -30,8 +33,9 @@ struct Timing {
 struct PeerResult {
   std::string name;
   Status status;  // why there are no figures
+  std::string version;
   Timing timing;
-  double rel_error_vs_dense = 0;
+  double rel_error_vs_float64 = 0;  // of dense attention, which is what all peers compute
 };
 
 struct AttentionBenchResult {
@@ -43,7 +47,8 @@ struct AttentionBenchResult {
   double select_s = 0;            // thread-seconds of one call
   double attend_s = 0;            // thread-seconds of one call
   std::size_t extra_bytes = 0;    // scratch and block mask
-  double rel_error_vs_dense = 0;  // dense itself: against a float64 reference
+  double rel_error_vs_dense = 0;  // dense itself: against float64
+  double rel_error_vs_float64 = 0;
   double peak_gflops = 0;
   double stream_gbytes_per_s = 0;
   std::vector<PeerResult> peers;

@@ -14,6 +14,7 @@
 #include <ggml.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -46,15 +47,17 @@ Memory Allocate(std::size_t bytes) {
 }
 
 ggml_type TypeOf(DType type) {
-  return type == DType::kF32 ? GGML_TYPE_F32 : type == DType::kF16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
+  constexpr ggml_type kTypes[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0};
+  return kTypes[static_cast<int>(type)];
 }
 
 class GgmlPeer final : public Peer {
  public:
   std::string name() const override { return "ggml"; }
-  Status Prepare(const TensorView& queries, const TensorView& keys, const TensorView& values,
-                 int threads) override;
-  Status Run() override;
+  std::string version() const override { return ggml_version(); }
+  double BytesNeeded(const PeerProblem& problem) const override;
+  Status Prepare(const PeerProblem& problem) override;
+  Result<double> Run() override;
   const float* output() const override { return static_cast<const float*>(result_->data); }
 
  private:
@@ -122,9 +125,17 @@ ggml_tensor* GgmlPeer::MakeMask(std::int64_t queries, std::int64_t keys) {
   return ggml_new_tensor_2d(context_.get(), GGML_TYPE_F16, keys, queries);
 }
 
-Status GgmlPeer::Prepare(const TensorView& queries, const TensorView& keys,
-                         const TensorView& values, int threads) {
-  if (Status status = OpenBackend(threads); !status.ok()) return status;
+double GgmlPeer::BytesNeeded(const PeerProblem& problem) const {
+  const TensorView& queries = problem.queries;
+  const auto mask = 2.0 * static_cast<double>(queries.tokens * problem.keys.tokens);
+  return mask + 4.0 * static_cast<double>(queries.tokens * queries.heads * problem.values.dim);
+}
+
+Status GgmlPeer::Prepare(const PeerProblem& problem) {
+  const TensorView& queries = problem.queries;
+  const TensorView& keys = problem.keys;
+  const TensorView& values = problem.values;
+  if (Status status = OpenBackend(problem.threads); !status.ok()) return status;
   const ggml_init_params params = {.mem_size = 16 * ggml_tensor_overhead() + ggml_graph_overhead(),
                                    .mem_buffer = nullptr,
                                    .no_alloc = true};
@@ -154,11 +165,12 @@ Status GgmlPeer::Prepare(const TensorView& queries, const TensorView& keys,
   return Status::Ok();
 }
 
-Status GgmlPeer::Run() {
+Result<double> GgmlPeer::Run() {
+  const auto start = std::chrono::steady_clock::now();
   if (ggml_backend_graph_compute(backend_.get(), graph_) != GGML_STATUS_SUCCESS) {
     return Status::Internal("ggml could not compute its graph");
   }
-  return Status::Ok();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace

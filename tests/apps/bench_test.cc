@@ -16,13 +16,24 @@ CommandResult Bench(std::vector<std::string> more) {
   return RunCommand(arguments);
 }
 
-TEST(Bench, JsonHasTheKeysOfTheContract) {
+// No peer of `tools/setup peers`, whatever this machine has.
+class BenchWithoutPeers : public ::testing::Test {
+ protected:
+  BenchWithoutPeers() {
+    unsetenv("COPPICE_PEERS_PYTHON");
+    setenv("XDG_CACHE_HOME", cache_.Path("empty").c_str(), 1);
+  }
+  TemporaryDirectory cache_;
+};
+
+TEST_F(BenchWithoutPeers, JsonHasTheKeysOfTheContract) {
   const CommandResult result = Bench({"--phase", "prefill", "--queries", "64", "--peers"});
   ASSERT_EQ(result.status, 0) << result.err;
   const nlohmann::json json = result.Json();
-  for (const char* key : {"seconds_min", "seconds_median", "gflops", "gbytes_per_s", "peak_gflops",
-                          "arithmetic", "isa", "stream_gbytes_per_s", "selected_fraction",
-                          "select_s", "attend_s", "extra_bytes", "rel_error_vs_dense"}) {
+  for (const char* key :
+       {"seconds_min", "seconds_median", "gflops", "gbytes_per_s", "peak_gflops", "arithmetic",
+        "isa", "stream_gbytes_per_s", "selected_fraction", "select_s", "attend_s", "extra_bytes",
+        "rel_error_vs_dense", "rel_error_vs_float64"}) {
     EXPECT_TRUE(json.contains(key)) << key;
   }
   EXPECT_GE(json["rounds"], 3);
@@ -31,6 +42,34 @@ TEST(Bench, JsonHasTheKeysOfTheContract) {
   EXPECT_LT(json["selected_fraction"], 1.0);
   ASSERT_TRUE(json["peers"]["ggml"].contains("ratio_median")) << json["peers"];
   EXPECT_LT(json["peers"]["ggml"]["rel_error_vs_dense"], 4e-3);
+  EXPECT_EQ(json["peers"]["ggml"]["rel_error_vs_dense"],
+            json["peers"]["ggml"]["rel_error_vs_float64"]);
+  EXPECT_NE(json["peers"]["ggml"]["version"], "");
+}
+
+TEST_F(BenchWithoutPeers, MissingPeersSayHowToGetThem) {
+  const nlohmann::json json = Bench({"--peers"}).Json();
+  for (const char* peer : {"pytorch-f32", "pytorch-bf16", "onnxruntime"}) {
+    EXPECT_EQ(json["peers"][peer]["error"], "not installed; install it with tools/setup peers");
+  }
+  EXPECT_TRUE(json["peers"]["ggml"].contains("seconds_min"));
+}
+
+TEST_F(BenchWithoutPeers, APythonThatIsNotThereIsNamed) {
+  setenv("COPPICE_PEERS_PYTHON", "/nowhere/python3", 1);
+  const nlohmann::json json = Bench({"--peers"}).Json();
+  unsetenv("COPPICE_PEERS_PYTHON");
+  for (const char* peer : {"pytorch-f32", "pytorch-bf16", "onnxruntime"}) {
+    const std::string error = json["peers"][peer]["error"];
+    EXPECT_NE(error.find("/nowhere/python3"), std::string::npos) << error;
+  }
+}
+
+TEST(Bench, ErrorOfAPrunedResultIsThatOfThePruning) {
+  const nlohmann::json json = Bench({"--phase", "decode", "--budget", "256"}).Json();
+  const double against_dense = json["rel_error_vs_dense"];
+  EXPECT_GT(against_dense, 1e-3);
+  EXPECT_NEAR(json["rel_error_vs_float64"].get<double>(), against_dense, 1e-4);
 }
 
 TEST(Bench, DenseIsRight) {

@@ -27,7 +27,11 @@ class ScriptsTest(unittest.TestCase):
         subprocess.run(["shellcheck", "-x", *SHELL], cwd=ROOT, check=True)
 
     def test_python_scripts_parse(self):
-        for path in [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for path in [
+            *(ROOT / "tools").glob("*.py"),
+            *(ROOT / "bench").rglob("*.py"),
+            *(ROOT / "tests").rglob("*.py"),
+        ]:
             with self.subTest(path.name):
                 ast.parse(path.read_text(encoding="utf-8"))
 

@@ -88,11 +88,33 @@ class SetupTest(unittest.TestCase):
         result = self.setup("llama", COPPICE_LLAMA_DIR="/somewhere")
         self.assertEqual((result.returncode, result.stderr), (0, ""))
 
+    def test_without_pips_registry_it_names_the_way_out(self):
+        self.stand_in("python3", 'case "$*" in *venv*) mkdir -p "$4";; *) echo no route; exit 1;; esac')
+        words = ["pip", "registry", "bench/peers/requirements.txt", "COPPICE_PEERS_PYTHON"]
+        self.assert_one_line(self.setup("peers"), 1, *words)
+        self.assertFalse((self.directory / "cache/coppice/peers/stamp").exists())
+
+    def test_peers_are_installed_once_and_again_when_the_pins_change(self):
+        asked = self.directory / "asked"
+        self.stand_in("python3", f'case "$*" in *venv*) mkdir -p "$4";; *) echo "$*" >>{asked};; esac')
+        for _ in range(2):
+            self.assertEqual(self.setup("peers").returncode, 0)
+        self.assertEqual(len(asked.read_text(encoding="utf-8").splitlines()), 1)
+        (self.directory / "cache/coppice/peers/stamp").write_text("of other pins", encoding="utf-8")
+        self.assertEqual(self.setup("peers").returncode, 0)
+        self.assertEqual(len(asked.read_text(encoding="utf-8").splitlines()), 2)
+
+    def test_the_tests_do_not_install_peers(self):
+        script = (ROOT / "tools/setup").read_text(encoding="utf-8")
+        all_of_it = script[script.index("  run | test)") : script.index("  system | llama")]
+        self.assertIn("setup_text", all_of_it)
+        self.assertNotIn("setup_peers", all_of_it)
+
     def test_gemma_needs_its_terms(self):
         self.assert_one_line(self.setup("model", "gemma-3-270m"), 2, "Gemma Terms of Use", "--accept")
 
     def test_an_unknown_step_lists_the_steps(self):
-        self.assert_one_line(self.setup("nonsense"), 2, "nonsense", "system llama model text")
+        self.assert_one_line(self.setup("nonsense"), 2, "nonsense", "system llama model text peers")
 
 
 if __name__ == "__main__":

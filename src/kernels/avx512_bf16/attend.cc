@@ -9,11 +9,12 @@
 namespace coppice {
 namespace {
 
-// clang-format off: each needs the one before
+// Each needs the one before.
+// clang-format off
 #include "kernels/simd/avx512_vec-inl.h"
-#include "kernels/simd/bf16-inl.h"
-#include "kernels/simd/int8-inl.h"
 #include "kernels/simd/kernels-inl.h"
+#include "kernels/simd/int8-inl.h"
+#include "kernels/simd/bf16-inl.h"
 // clang-format on
 
 template <typename Scores, typename Values>

@@ -9,10 +9,11 @@
 namespace coppice {
 namespace {
 
-// clang-format off: each needs the one before
+// Each needs the one before.
+// clang-format off
 #include "kernels/simd/avx512_vec-inl.h"
-#include "kernels/simd/int8-inl.h"
 #include "kernels/simd/kernels-inl.h"
+#include "kernels/simd/int8-inl.h"
 // clang-format on
 
 constexpr Solver kTileInt8 = {"tile int8 f32", AttendTiles<Int8Scores, F32Values>,

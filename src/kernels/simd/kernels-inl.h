@@ -7,7 +7,8 @@
 // tile-inl.h takes many rows (prefill), few_rows-inl.h few (decode); below are the functions of the
 // table. Scores are kept in base 2: queries are scaled by scale * log2(e) once.
 
-// clang-format off: each needs the one before
+// Each needs the one before.
+// clang-format off
 #include "kernels/simd/common-inl.h"
 #include "kernels/simd/few_rows-inl.h"
 #include "kernels/simd/product-inl.h"
