@@ -40,6 +40,9 @@ struct PeerResult {
 
 struct AttentionBenchResult {
   std::string isa;
+  std::string kernel;       // as of Attention::kernel()
+  std::string score_type;   // arithmetic of K.Q^T
+  std::string value_type;   // arithmetic of P.V
   Timing timing;           // of one call; in decode the mean over the steps that share a selection
   double dense_gflop = 0;  // of the causal dense work: 4 * heads * dim * visible keys
   double kv_gbytes = 0;    // keys and values, once
@@ -49,7 +52,7 @@ struct AttentionBenchResult {
   std::size_t extra_bytes = 0;    // scratch and block mask
   double rel_error_vs_dense = 0;  // dense itself: against float64
   double rel_error_vs_float64 = 0;
-  double peak_gflops = 0;
+  double peak_gflops = 0;  // of that arithmetic, half of the work in each
   double stream_gbytes_per_s = 0;
   std::vector<PeerResult> peers;
 };

@@ -90,6 +90,34 @@ __attribute__((target("avx512f"))) double FmaAvx512(float seed, float* sink) {
   return 2.0 * 16 * kAccumulators * kSteps;
 }
 
+__attribute__((target("avx512f,avx512bf16"))) double DotBf16(float seed, float* sink) {
+  constexpr int kAccumulators = 10;
+  const auto factor = (__m512bh)_mm512_set1_ps(seed);
+  __m512 sums[kAccumulators];
+  for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
+  for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 10
+    for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], factor, factor);
+  }
+  for (int i = 1; i < kAccumulators; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  *sink = _mm512_cvtss_f32(sums[0]);
+  return 2.0 * 32 * kAccumulators * kSteps;
+}
+
+__attribute__((target("avx512f,avx512vnni"))) double DotInt8(float seed, float* sink) {
+  constexpr int kAccumulators = 10;
+  const __m512i factor = _mm512_set1_epi8(static_cast<char>(seed * 2));
+  __m512i sums[kAccumulators];
+  for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_set1_epi32(i);
+  for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 10
+    for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], factor, factor);
+  }
+  for (int i = 1; i < kAccumulators; ++i) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
+  *sink = static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(sums[0])));
+  return 2.0 * 64 * kAccumulators * kSteps;
+}
+
 __attribute__((target("avx2"))) float ReadAvx2(const float* data, std::size_t count) {
   __m256 sums[4] = {};
   for (std::size_t at = 0; at + 32 <= count; at += 32) {
@@ -120,11 +148,15 @@ __attribute__((target("avx512f"))) float ReadAvx512(const float* data, std::size
 struct Probes {
   FmaProbe fma = FmaGeneric;
   ReadProbe read = ReadGeneric;
+  FmaProbe bf16 = nullptr;
+  FmaProbe int8 = nullptr;
 };
 
 Probes ProbesOf([[maybe_unused]] std::string_view isa) {
 #if defined(__x86_64__)
-  if (isa.starts_with("avx512") || isa == "amx") return {FmaAvx512, ReadAvx512};
+  if (isa == "avx512_bf16") return {FmaAvx512, ReadAvx512, DotBf16, DotInt8};
+  if (isa == "avx512_vnni") return {FmaAvx512, ReadAvx512, nullptr, DotInt8};
+  if (isa == "avx512") return {FmaAvx512, ReadAvx512};
   if (isa == "avx2") return {FmaAvx2, ReadAvx2};
 #endif
   return {};
@@ -132,8 +164,10 @@ Probes ProbesOf([[maybe_unused]] std::string_view isa) {
 
 }  // namespace
 
-double PeakGflops(std::string_view isa, ThreadPool& pool) {
-  const FmaProbe probe = ProbesOf(isa).fma;
+double PeakGflops(std::string_view type, std::string_view isa, ThreadPool& pool) {
+  const Probes probes = ProbesOf(isa);
+  const FmaProbe probe = type == "bf16" ? probes.bf16 : type == "int8" ? probes.int8 : probes.fma;
+  if (probe == nullptr) return 0;
   const int items = kItemsPerThread * pool.threads();
   std::vector<double> flops(static_cast<std::size_t>(items));
   std::vector<float> sinks(static_cast<std::size_t>(items));

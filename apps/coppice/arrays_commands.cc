@@ -12,7 +12,7 @@
 #include "common_flags.h"
 #include "console.h"
 #include "coppice/attention.h"
-#include "core/half.h"
+#include "core/rows.h"
 #include "npy.h"
 #include "settings_flags.h"
 
@@ -49,14 +49,19 @@ TensorView ViewOf(const Array& array) {
   return Contiguous(array.data.data(), DType::kF32, array.shape[0], array.shape[1], array.shape[2]);
 }
 
-// Keys or values in the type that they are to be stored in; `storage` holds 2-byte ones.
-TensorView Stored(const Array& array, DType type, std::vector<std::uint16_t>& storage) {
+// Keys or values in the type that they are to be stored in; `storage` holds what is not f32. Blocks
+// of q8_0 that do not fit into a row are refused later, with the other shapes.
+TensorView Stored(const Array& array, DType type, std::vector<std::byte>& storage) {
   if (type == DType::kF32) return ViewOf(array);
-  storage.reserve(array.data.size());
-  for (const float value : array.data) {
-    storage.push_back(type == DType::kF16 ? F16FromF32(value) : Bf16FromF32(value));
+  const TensorView view = Contiguous(nullptr, type, array.shape[0], array.shape[1], array.shape[2]);
+  storage.resize(static_cast<std::size_t>(view.tokens * view.token_stride) + 1);
+  const std::int64_t whole =
+      type == DType::kQ8_0 ? view.dim / kQ8BlockSize * kQ8BlockSize : view.dim;
+  for (std::int64_t row = 0; row < view.tokens * view.heads; ++row) {
+    StoreRow(array.data.data() + row * view.dim, type, whole,
+             storage.data() + row * view.head_stride);
   }
-  return Contiguous(storage.data(), type, array.shape[0], array.shape[1], array.shape[2]);
+  return Contiguous(storage.data(), type, view.tokens, view.heads, view.dim);
 }
 
 // Where the budget covers everything, the mask says so instead of listing; the list is all blocks
@@ -99,7 +104,7 @@ Status RunSelect(const ArrayOptions& options) {
   if (!queries.ok()) return queries.status();
   const Result<Array> keys = ReadNpy(options.keys, 3, "keys");
   if (!keys.ok()) return keys.status();
-  std::vector<std::uint16_t> key_storage;
+  std::vector<std::byte> key_storage;
   const TensorView key_view = Stored(keys.value(), ParseKvType(options.kv_type), key_storage);
   ThreadPool pool(options.threads);
   const AttentionSettings& settings = choice.value().settings;
@@ -151,8 +156,8 @@ Status RunAttend(const ArrayOptions& options) {
   AttendArrays arrays;
   if (Status status = ReadArrays(options, arrays); !status.ok()) return status;
   const DType type = ParseKvType(options.kv_type);
-  std::vector<std::uint16_t> key_storage;
-  std::vector<std::uint16_t> value_storage;
+  std::vector<std::byte> key_storage;
+  std::vector<std::byte> value_storage;
   const std::vector<std::int64_t>& shape = arrays.queries.shape;
   const std::int64_t dim_v = arrays.values.shape[2];
   std::vector<float> output(static_cast<std::size_t>(shape[0] * shape[1] * dim_v));

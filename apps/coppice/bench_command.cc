@@ -75,6 +75,10 @@ Result<bench::Shape> ShapeOf(const BenchOptions& options) {
     return Status::InvalidArgument(std::to_string(shape.queries) + " queries do not fit into " +
                                    std::to_string(shape.tokens) + " tokens; use more --tokens");
   }
+  if (shape.type == DType::kQ8_0 && shape.dim % kQ8BlockSize != 0) {
+    return Status::InvalidArgument("q8_0 rows are made of blocks of 32 elements; head-dim " +
+                                   std::to_string(shape.dim) + " is no multiple of that");
+  }
   if (shape.heads % shape.kv_heads != 0) {
     return Status::InvalidArgument("heads (" + std::to_string(shape.heads) +
                                    ") must be a multiple of kv-heads (" +
@@ -137,6 +141,11 @@ nlohmann::json PeersJson(const bench::AttentionBenchResult& result) {
   return peers;
 }
 
+std::string ArithmeticOf(const bench::AttentionBenchResult& result) {
+  if (result.score_type == result.value_type) return result.score_type;
+  return result.score_type + " scores, " + result.value_type + " values";
+}
+
 nlohmann::json ReportJson(const BenchOptions& options, const AttentionChoice& choice,
                           const bench::Shape& shape, const bench::AttentionBenchResult& result) {
   nlohmann::json json = {{"phase", options.phase},
@@ -152,7 +161,8 @@ nlohmann::json ReportJson(const BenchOptions& options, const AttentionChoice& ch
                          {"seed", options.seed},
                          {"settings", ToJson(choice)},
                          {"isa", result.isa},
-                         {"arithmetic", result.isa == "generic" ? "f32" : "f32 FMA"},
+                         {"kernel", result.kernel},
+                         {"arithmetic", ArithmeticOf(result)},
                          {"rounds", result.timing.rounds},
                          {"seconds_min", result.timing.seconds_min},
                          {"seconds_median", result.timing.seconds_median},
@@ -191,8 +201,9 @@ void PrintReport(const AttentionChoice& choice, const bench::AttentionBenchResul
     }
   }
   PrintTable(rows, stdout);
-  std::printf("this machine: %s GFLOP/s of f32 multiply-adds, %s GB/s of streaming reads\n",
-              Fixed(result.peak_gflops, 0).c_str(), Fixed(result.stream_gbytes_per_s, 1).c_str());
+  std::printf("this machine: %s GFLOP/s of multiply-adds (%s), %s GB/s of streaming reads\n",
+              Fixed(result.peak_gflops, 0).c_str(), ArithmeticOf(result).c_str(),
+              Fixed(result.stream_gbytes_per_s, 1).c_str());
   std::printf("keys read: %s %%, search %s ms, attention %s ms (of thread time), scratch %s\n",
               Fixed(100 * result.selected_fraction, 2).c_str(),
               Fixed(1e3 * result.select_s, 3).c_str(), Fixed(1e3 * result.attend_s, 3).c_str(),
@@ -202,10 +213,6 @@ void PrintReport(const AttentionChoice& choice, const bench::AttentionBenchResul
 Status RunBenchAttention(const BenchOptions& options) {
   const Result<AttentionChoice> choice = options.flags.Resolve(options.method);
   if (!choice.ok()) return choice.status();
-  if (options.kv_type == "q8_0") {
-    return Status::InvalidArgument(
-        "kv-type q8_0 is not read by our kernels yet; use f16, bf16 or f32");
-  }
   ThreadPool pool(options.threads);
   const Result<bench::Inputs> inputs = MakeInputs(options, pool);
   if (!inputs.ok()) return inputs.status();
@@ -255,7 +262,7 @@ void AddBenchCommand(CLI::App& app, Action& action) {
   AddSize(*command, "--heads", options->heads, 1, 4096, "query heads");
   AddSize(*command, "--kv-heads", options->kv_heads, 1, 4096, "KV heads");
   AddSize(*command, "--head-dim", options->head_dim, 1, 4096, "numbers in a head's row");
-  AddKvType(*command, options->kv_type, /*quantised=*/true);
+  AddKvType(*command, options->kv_type);
   command->add_option("--input", options->input, "what the data looks like")
       ->type_name("random|smooth|FILE.npy")
       ->capture_default_str();

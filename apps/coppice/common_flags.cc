@@ -53,12 +53,10 @@ void AddThreads(CLI::App& command, int& threads) {
       ->capture_default_str();
 }
 
-void AddKvType(CLI::App& command, std::string& name, bool quantised) {
-  std::vector<std::string> names = {"f16", "bf16", "f32"};
-  if (quantised) names.emplace_back("q8_0");
+void AddKvType(CLI::App& command, std::string& name) {
   command.add_option("--kv-type", name, "how keys and values are stored")
-      ->type_name(quantised ? "f16|bf16|f32|q8_0" : "f16|bf16|f32")
-      ->check(OneOf(names))
+      ->type_name("f16|bf16|f32|q8_0")
+      ->check(OneOf({"f16", "bf16", "f32", "q8_0"}))
       ->capture_default_str();
 }
 

@@ -20,8 +20,8 @@ std::function<std::string(const std::string&)> OneOf(std::vector<std::string> kn
 int DefaultThreads();
 void AddThreads(CLI::App& command, int& threads);
 
-// f16, bf16 or f32; with `quantised` q8_0 too.
-void AddKvType(CLI::App& command, std::string& name, bool quantised = false);
+// f16, bf16, f32 or q8_0.
+void AddKvType(CLI::App& command, std::string& name);
 
 // name must be f16, bf16 or f32.
 DType ParseKvType(const std::string& name);

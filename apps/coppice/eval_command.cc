@@ -210,7 +210,7 @@ void AddTask(CLI::App& eval, const std::string& name, const std::string& help, A
       ->type_name("N")
       ->capture_default_str();
   AddThreads(*command, options->threads);
-  AddKvType(*command, options->kv_type, /*quantised=*/true);
+  AddKvType(*command, options->kv_type);
   command->add_flag("--check-tensors", options->model.check_tensors,
                     "look at all weights first; models up to 1 GiB always are");
   command->add_flag("--verbose", options->model.verbose, "show llama.cpp's log");

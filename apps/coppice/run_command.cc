@@ -245,7 +245,7 @@ void AddRunCommand(CLI::App& app, Action& action) {
       ->type_name("N")
       ->check(Between(0, kMostContext))
       ->capture_default_str();
-  AddKvType(*command, options->kv_type, /*quantised=*/true);
+  AddKvType(*command, options->kv_type);
   command->add_option("--answer", options->answer, "digits: a number is the only possible answer")
       ->type_name("free|digits")
       ->check(OneOf({"free", "digits"}))

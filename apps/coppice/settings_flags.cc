@@ -28,6 +28,7 @@ constexpr Field kNumbers[] = {
     {"block_q", &AttentionSettings::block_q, "TOKENS", "query tokens that share a selection"},
     {"query_stride", &AttentionSettings::query_stride, "N",
      "every how many-th token of a query block scores"},
+    {"breadth", &AttentionSettings::breadth, "N", "branches followed for each block that is kept"},
     {"sink", &AttentionSettings::sink, "TOKENS", "first tokens, always read"},
     {"window", &AttentionSettings::window, "TOKENS", "newest tokens, always read"},
     {"dense_layers", &AttentionSettings::dense_layers, "N", "first layers, left unpruned"},

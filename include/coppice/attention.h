@@ -119,6 +119,9 @@ class Attention {
   AttentionStats stats() const;
   void ClearStats();
   std::string_view isa() const;
+  // The kernel of the last plan: "tile" (many rows) or "rows" (few), then the arithmetic of K.Q^T and
+  // of P.V, for example "tile int8 bf16".
+  std::string_view kernel() const;
 
  private:
   explicit Attention(std::unique_ptr<Impl> impl);

@@ -30,6 +30,7 @@ struct AttentionSettings {
   int sink = 32;         // first tokens, always read
   int window = 256;      // newest tokens, always read (counted for each query)
   Representative representative = Representative::kCenter;
+  int breadth = 1;          // branches that the search follows for each block that it keeps
   bool share_group = true;  // the query heads of one KV head share a selection
 
   // The model.

@@ -16,16 +16,20 @@
 //   score(branch) = max of q . k over the chosen query rows and the keys of the branch's
 //                   representative: its first block (f above), or the one in its middle (theorem 1)
 //
+// With a breadth above 1 the search follows W = breadth * M branches instead, and only its last step
+// keeps M: a branch then hides fewer keys behind its representative (B / W blocks), and there are
+// fewer rounds. W = M is the paper's search; W >= B scores every block.
+//
 // Positions are integers throughout and the branches cover the searched range (but see
 // PlantBranches for one rounded edge). Every branch ends as one block: the first sizes are at most
-// ceil(B / M), and halving upwards once for each halving of B / M brings that to one.
+// ceil(B / W), and halving upwards once for each halving of B / W brings that to one.
 //
 // Ties: the higher score, then the left-most branch. This is a total order, so the selection does
 // not depend on the sorting algorithm or the library. A NaN score counts as +inf: the block is read
 // and the NaN reaches the output, as with dense attention.
 //
-// Cost for R query rows of dim d: 2 R b_k d FLOP a candidate, 2 M candidates a round; with the
-// first block as representative a left half keeps its parent's score, so M a round after the first.
+// Cost for R query rows of dim d: 2 R b_k d FLOP a candidate, 2 W candidates a round; with the
+// first block as representative a left half keeps its parent's score, so W a round after the first.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -83,7 +87,8 @@ class HipTree final : public Selector {
         sink_(settings.sink),
         window_(settings.window),
         representative_(settings.representative),
-        slots_((settings.budget - 1) / settings.block_k + 1) {}
+        slots_((settings.budget - 1) / settings.block_k + 1),
+        breadth_(settings.breadth) {}
 
   int Capacity() const override { return slots_; }
 
@@ -105,29 +110,40 @@ class HipTree final : public Selector {
     const Scratch scratch = CutScratch(cutter, rows);
     CollectRows(args, scratch.rows);
 
-    PlantBranches(blocks, scratch.kept);
-    for (double span = static_cast<double>(blocks) / slots_; span > 1; span *= 0.5) {
-      const std::size_t count = SplitAll(scratch.kept, scratch.candidates);
+    const std::int32_t branches = std::min(MostBranches(), blocks);
+    PlantBranches(blocks, branches, scratch.kept);
+    for (double span = static_cast<double>(blocks) / branches; span > 1; span *= 0.5) {
+      const std::size_t count = SplitAll(scratch.kept, branches, scratch.candidates);
       ScoreAll(kernels, args, rows, count, scratch);
-      KeepBest(count, scratch);
+      KeepBest(count, branches, scratch);
+    }
+    if (branches > slots_) {
+      std::copy_n(scratch.kept, branches, scratch.candidates);
+      const auto count = static_cast<std::size_t>(branches);
+      ScoreAll(kernels, args, rows, count, scratch);
+      KeepBest(count, slots_, scratch);
     }
     for (int i = 0; i < slots_; ++i) args.starts[i] = FirstToken(scratch.kept[i].first);
     return slots_;
   }
 
  private:
-  std::size_t slots() const { return static_cast<std::size_t>(slots_); }
+  std::int32_t MostBranches() const {
+    return static_cast<std::int32_t>(std::min<std::int64_t>(
+        std::int64_t{slots_} * breadth_, std::numeric_limits<std::int32_t>::max() / 2));
+  }
 
   // The one function that both measures and lays out; the kernel's scratch comes last.
   Scratch CutScratch(ScratchCutter& cutter, int rows) const {
     Scratch scratch;
+    const auto most = static_cast<std::size_t>(MostBranches());
     scratch.rows = cutter.Take<const float*>(static_cast<std::size_t>(rows));
-    scratch.kept = cutter.Take<Branch>(slots());
-    scratch.candidates = cutter.Take<Branch>(2 * slots());
-    scratch.starts = cutter.Take<std::int32_t>(2 * slots());
-    scratch.owners = cutter.Take<std::int32_t>(2 * slots());
-    scratch.scores = cutter.Take<float>(2 * slots());
-    scratch.ranks = cutter.Take<std::uint64_t>(2 * slots());
+    scratch.kept = cutter.Take<Branch>(most);
+    scratch.candidates = cutter.Take<Branch>(2 * most);
+    scratch.starts = cutter.Take<std::int32_t>(2 * most);
+    scratch.owners = cutter.Take<std::int32_t>(2 * most);
+    scratch.scores = cutter.Take<float>(2 * most);
+    scratch.ranks = cutter.Take<std::uint64_t>(2 * most);
     scratch.kernel = cutter.Take<std::byte>(0);
     return scratch;
   }
@@ -154,13 +170,13 @@ class HipTree final : public Selector {
                                                      : branch.first + branch.size / 2;
   }
 
-  // Edge j lies at trunc(B / M * j), in doubles and in this order of operations, so that everybody
+  // Edge j lies at trunc(B / W * j), in doubles and in this order of operations, so that everybody
   // gets the same edges. Rounding may put the last edge at B - 1, as with 61 blocks in 7 branches:
   // then the newest searched block is never a candidate.
-  void PlantBranches(std::int32_t blocks, Branch* branches) const {
-    const double span = static_cast<double>(blocks) / slots_;
+  void PlantBranches(std::int32_t blocks, std::int32_t count, Branch* branches) const {
+    const double span = static_cast<double>(blocks) / count;
     std::int32_t edge = 0;
-    for (int j = 0; j < slots_; ++j) {
+    for (int j = 0; j < count; ++j) {
       const auto next = static_cast<std::int32_t>(span * (j + 1));
       branches[j] = {edge, next - edge, kUnscored, 0.0f};
       edge = next;
@@ -168,9 +184,9 @@ class HipTree final : public Selector {
   }
 
   // Left halves get floor(size / 2) blocks. A branch of one block has no left half and stays whole.
-  std::size_t SplitAll(const Branch* parents, Branch* children) const {
+  std::size_t SplitAll(const Branch* parents, std::int32_t count, Branch* children) const {
     Branch* child = children;
-    for (std::size_t i = 0; i < slots(); ++i) {
+    for (std::int32_t i = 0; i < count; ++i) {
       Branch left = parents[i];
       Branch right = parents[i];
       left.size /= 2;
@@ -210,12 +226,12 @@ class HipTree final : public Selector {
     }
   }
 
-  // The M best candidates by rank, in ascending order of position.
-  void KeepBest(std::size_t count, const Scratch& scratch) const {
+  // The `most` best candidates by rank, in ascending order of position.
+  void KeepBest(std::size_t count, std::int32_t most, const Scratch& scratch) const {
     for (std::size_t i = 0; i < count; ++i) {
       scratch.ranks[i] = Rank(scratch.candidates[i].score, i);
     }
-    std::uint64_t* last_kept = scratch.ranks + slots_ - 1;
+    std::uint64_t* last_kept = scratch.ranks + most - 1;
     std::nth_element(scratch.ranks, last_kept, scratch.ranks + count, std::greater<>());
     Branch* kept = scratch.kept;
     for (std::size_t i = 0; i < count; ++i) {
@@ -229,7 +245,8 @@ class HipTree final : public Selector {
   std::int32_t sink_;
   std::int32_t window_;
   Representative representative_;
-  int slots_;  // M: blocks that are kept
+  int slots_;    // M: blocks that are kept
+  int breadth_;  // W / M
 };
 
 }  // namespace

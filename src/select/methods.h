@@ -12,6 +12,7 @@
 // METHOD(name, function), one line for each.
 #define COPPICE_SELECT_METHODS(METHOD) \
   METHOD("hip", MakeHipTree)           \
+  METHOD("random", MakeRandom)         \
   METHOD("streaming", MakeStreaming)
 
 namespace coppice {

@@ -12,7 +12,7 @@ namespace coppice {
 namespace {
 
 TEST(Registry, NamesStandInOrder) {
-  EXPECT_EQ(SelectorNames(), (std::vector<std::string>{"hip", "streaming"}));
+  EXPECT_EQ(SelectorNames(), (std::vector<std::string>{"hip", "random", "streaming"}));
 }
 
 TEST(Registry, EveryNameMakesASelector) {
@@ -32,8 +32,8 @@ TEST(Registry, AnUnknownNameIsNotFoundAndListsTheKnown) {
     const Result<std::unique_ptr<Selector>> selector = MakeSelector(settings);
     ASSERT_FALSE(selector.ok());
     EXPECT_EQ(selector.status().code(), StatusCode::kNotFound);
-    EXPECT_EQ(selector.status().message(),
-              "no selector is called \"" + std::string(name) + "\": choose one of hip, streaming");
+    EXPECT_EQ(selector.status().message(), "no selector is called \"" + std::string(name) +
+                                               "\": choose one of hip, random, streaming");
   }
 }
 
