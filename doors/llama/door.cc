@@ -36,6 +36,8 @@ AttentionInputs InputsOf(const FlashNode& node, const MaskReading& mask, const C
   inputs.values = KeyRows(node.values, choice.keys);
   inputs.output = node.output;
   inputs.scale = node.scale;
+  inputs.softcap = node.softcap;
+  inputs.sinks = node.sinks;
   if (choice.form != Choice::Form::kCausal) inputs.visible = mask.rows.data();
   if (choice.form == Choice::Form::kMask) {
     inputs.mask = {.data = node.mask, .type = DType::kF16, .row_stride = node.mask_stride};

@@ -50,12 +50,11 @@ TensorView ViewOf(const ggml_tensor* tensor, DType type) {
 
 std::string LeftToLlama(std::string_view what) { return std::string(what) + ": left to llama.cpp"; }
 
-// Empty when the node computes what our kernels compute: softmax(scale q.k^T + mask) v.
+// Empty when the node computes what our kernels compute: softmax(cap(scale q.k^T) + mask) v, with or
+// without attention sinks.
 std::string RefuseMeaning(const ggml_tensor& node, const FlashParams& params) {
-  if (params.softcap != 0) return LeftToLlama("capped scores");
   if (params.max_bias != 0) return LeftToLlama("ALiBi");
   if (params.sparse_keys > 0) return LeftToLlama("the model's own sparse attention");
-  if (node.src[4] != nullptr) return LeftToLlama("attention sinks");
   const ggml_tensor* mask = node.src[3];
   if (mask == nullptr) return LeftToLlama("no mask");
   if (node.src[0]->ne[3] != 1 || node.src[1]->ne[3] != 1 || mask->ne[3] != 1) {
@@ -76,10 +75,16 @@ std::string RefuseStorage(const ggml_tensor& node) {
   }
   for (int i : {1, 2}) {
     const ggml_tensor* tensor = node.src[i];
-    if (!TypeOf(tensor) || tensor->nb[0] != ggml_type_size(tensor->type)) {
+    const bool whole_blocks = tensor->ne[0] % ggml_blck_size(tensor->type) == 0;
+    if (!TypeOf(tensor) || tensor->nb[0] != ggml_type_size(tensor->type) || !whole_blocks) {
       return LeftToLlama(std::string(ggml_type_name(tensor->type)) +
                          (i == 1 ? " keys" : " values"));
     }
+  }
+  const ggml_tensor* sinks = node.src[4];
+  if (sinks != nullptr && (!InHostMemory(sinks) || sinks->type != GGML_TYPE_F32 ||
+                           !ggml_is_contiguous(sinks) || sinks->ne[0] != queries->ne[2])) {
+    return LeftToLlama("attention sinks of unknown layout");
   }
   if (queries->type != GGML_TYPE_F32 || queries->nb[0] != sizeof(float)) {
     return LeftToLlama("queries that are not f32");
@@ -158,6 +163,8 @@ std::string ReadFlashNode(const ggml_tensor& node, const FlashParams& params, Fl
                 static_cast<std::int64_t>(node.nb[2]),
                 static_cast<std::int64_t>(node.nb[1])};
   out.scale = params.scale;
+  out.softcap = params.softcap;
+  out.sinks = node.src[4] == nullptr ? nullptr : static_cast<const float*>(node.src[4]->data);
   out.mask = static_cast<const std::byte*>(node.src[3]->data);
   out.mask_stride = static_cast<std::int64_t>(node.src[3]->nb[1]);
   return {};

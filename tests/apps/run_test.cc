@@ -88,8 +88,15 @@ TEST_F(RunTest, TemperatureFollowsTheSeed) {
   EXPECT_NE(text("1"), text("2"));
 }
 
-TEST_F(RunTest, QuantisedCacheFallsBackAndSaysSo) {
+TEST_F(RunTest, QuantisedCacheIsRead) {
   const CommandResult result = Run({"-p", "a", "-n", "2", "--kv-type", "q8_0", "--json"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.Json()["dense_fallbacks"], 0);
+  EXPECT_GT(result.Json()["attention_prefill_s"], 0);
+}
+
+TEST_F(RunTest, CacheOfUnknownKindFallsBackAndSaysSo) {
+  const CommandResult result = Run({"-p", "a", "-n", "2", "--kv-type", "f32", "--json"});
   ASSERT_EQ(result.status, 0) << result.err;
   EXPECT_GT(result.Json()["dense_fallbacks"], 0);
   EXPECT_FALSE(result.Json()["dense_fallback_reasons"].empty());

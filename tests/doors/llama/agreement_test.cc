@@ -22,6 +22,7 @@ namespace {
 // With margin, for other machines round elsewhere. Leaving out one key measures 0.1 to 0.47.
 constexpr double kPlainBound = 3e-3;
 constexpr double kFlashBound = 2e-2;
+constexpr double kQuantisedBound = 5e-2;
 
 // A prompt in several micro-batches, one short batch, then single tokens.
 void PromptThenSteps(Session& session) {
@@ -65,6 +66,29 @@ TEST_P(Architecture, DenseIsNearerToTheTruthThanFlashAttention) {
   RecordProperty("worst", std::to_string(error));
   EXPECT_LT(error, kPlainBound);
   EXPECT_LT(error, Compare(flash, truth).worst);
+}
+
+// llama.cpp rounds the queries to q8_0 too, we do not.
+TEST_P(Architecture, QuantisedCacheIsReadAtLeastAsWellAsByFlashAttention) {
+  const ModelPtr model = LoadTiny(GetParam());
+  ASSERT_NE(model, nullptr);
+  SessionOptions options;
+  options.key_type = GGML_TYPE_Q8_0;
+  options.value_type = GGML_TYPE_Q8_0;
+  const AgainstStock run = RunAgainstStock(model.get(), options, DenseSettings(), PromptThenSteps);
+  EXPECT_FALSE(run.difference.same_bits);
+  EXPECT_EQ(run.stats.dense_fallbacks, 0U);
+  EXPECT_GT(run.stats.decode.attention.keys_read, 0U);
+  Session flash(model.get(), options);
+  options.attention = DenseSettings();
+  Session ours(model.get(), options);
+  options = {.key_type = GGML_TYPE_F32, .value_type = GGML_TYPE_F32, .flash = false};
+  Session truth(model.get(), options);
+  for (Session* session : {&flash, &ours, &truth}) PromptThenSteps(*session);
+  const double error = Compare(ours, truth).worst;
+  RecordProperty("worst", std::to_string(error));
+  EXPECT_LT(error, kQuantisedBound);
+  EXPECT_LT(error, 1.1 * Compare(flash, truth).worst);
 }
 
 TEST_P(Architecture, Bf16CacheEqualsFlashAttention) {

@@ -104,27 +104,39 @@ TEST_F(GraphNode, OperandsAsViews) {
 
 TEST_F(GraphNode, OtherMeaningsAreRefused) {
   ggml_tensor* alibi = Flash(0, 8);
-  ggml_tensor* capped = Flash(0, 0, 50);
   ggml_tensor* sparse = Flash();
   ggml_flash_attn_ext_set_n_kv_max(sparse, 8);
-  ggml_tensor* sinks = Flash();
-  ggml_flash_attn_ext_add_sinks(sinks, ggml_new_tensor_1d(context_.get(), GGML_TYPE_F32, kHeads));
   Allocate();
   EXPECT_EQ(Refusal(alibi), "ALiBi: left to llama.cpp");
-  EXPECT_EQ(Refusal(capped), "capped scores: left to llama.cpp");
   EXPECT_EQ(Refusal(sparse), "the model's own sparse attention: left to llama.cpp");
-  EXPECT_EQ(Refusal(sinks), "attention sinks: left to llama.cpp");
+}
+
+TEST_F(GraphNode, CapsAndSinksAreRead) {
+  ggml_tensor* plain = Flash();
+  ggml_tensor* capped = Flash(0, 0, 50);
+  ggml_tensor* with_sinks = Flash();
+  ggml_tensor* sinks = ggml_new_tensor_1d(context_.get(), GGML_TYPE_F32, kHeads);
+  ggml_flash_attn_ext_add_sinks(with_sinks, sinks);
+  Allocate();
+  ASSERT_EQ(Refusal(capped), "");
+  EXPECT_EQ(read_.softcap, 50.0F);
+  EXPECT_EQ(read_.scale, 0.125F);
+  ASSERT_EQ(Refusal(with_sinks), "");
+  EXPECT_EQ(read_.sinks, sinks->data);
+  EXPECT_EQ(read_.softcap, 0.0F);
+  ASSERT_EQ(Refusal(plain), "");
+  EXPECT_EQ(read_.sinks, nullptr);
 }
 
 TEST_F(GraphNode, OtherTypesAndPlacesAreRefused) {
   ggml_tensor* before = Flash();
   EXPECT_EQ(Refusal(before), "tensors on a device: left to llama.cpp");
-  key_cache_ = Named("cache_k_l0", GGML_TYPE_Q8_0);
+  key_cache_ = Named("cache_k_l0", GGML_TYPE_Q4_0);
   ggml_tensor* quantised = Flash();
   key_cache_ = Named("another", GGML_TYPE_F16);
   ggml_tensor* uncached = Flash();
   Allocate();
-  EXPECT_EQ(Refusal(quantised), "q8_0 keys: left to llama.cpp");
+  EXPECT_EQ(Refusal(quantised), "q4_0 keys: left to llama.cpp");
   EXPECT_EQ(Refusal(uncached), "keys outside a KV cache: left to llama.cpp");
 }
 
