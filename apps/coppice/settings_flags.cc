@@ -29,6 +29,7 @@ constexpr Field kNumbers[] = {
     {"query_stride", &AttentionSettings::query_stride, "N",
      "every how many-th token of a query block scores"},
     {"breadth", &AttentionSettings::breadth, "N", "branches followed for each block that is kept"},
+    {"probe", &AttentionSettings::probe, "TOKENS", "keys scored of a branch's block; 0: all"},
     {"sink", &AttentionSettings::sink, "TOKENS", "first tokens, always read"},
     {"window", &AttentionSettings::window, "TOKENS", "newest tokens, always read"},
     {"dense_layers", &AttentionSettings::dense_layers, "N", "first layers, left unpruned"},

@@ -31,6 +31,7 @@ struct AttentionSettings {
   int window = 256;      // newest tokens, always read (counted for each query)
   Representative representative = Representative::kCenter;
   int breadth = 1;          // branches that the search follows for each block that it keeps
+  int probe = 0;            // keys that it scores of a branch's representative; 0: all of the block
   bool share_group = true;  // the query heads of one KV head share a selection
 
   // The model.

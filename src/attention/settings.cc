@@ -34,6 +34,7 @@ Status Validate(const AttentionSettings& settings) {
       {"block_q", settings.block_q, 1, 1024},
       {"query_stride", settings.query_stride, 1, 1024},
       {"breadth", settings.breadth, 1, 4096},
+      {"probe", settings.probe, 0, 4096},
       {"sink", settings.sink, 0, kMostTokens},
       {"window", settings.window, 0, kMostTokens},
       {"dense_layers", settings.dense_layers, 0, 65536},

@@ -18,7 +18,9 @@
 //
 // With a breadth above 1 the search follows W = breadth * M branches instead, and only its last step
 // keeps M: a branch then hides fewer keys behind its representative (B / W blocks), and there are
-// fewer rounds. W = M is the paper's search; W >= B scores every block.
+// fewer rounds. W = M is the paper's search; W >= B scores every block. What the rounds cost can be
+// had back by a probe below b_k: they then score that many keys of a representative, and only the last
+// step scores whole blocks.
 //
 // Positions are integers throughout and the branches cover the searched range (but see
 // PlantBranches for one rounded edge). Every branch ends as one block: the first sizes are at most
@@ -88,7 +90,9 @@ class HipTree final : public Selector {
         window_(settings.window),
         representative_(settings.representative),
         slots_((settings.budget - 1) / settings.block_k + 1),
-        breadth_(settings.breadth) {}
+        breadth_(settings.breadth),
+        probe_(settings.probe == 0 ? settings.block_k
+                                   : std::min(settings.probe, settings.block_k)) {}
 
   int Capacity() const override { return slots_; }
 
@@ -114,13 +118,16 @@ class HipTree final : public Selector {
     PlantBranches(blocks, branches, scratch.kept);
     for (double span = static_cast<double>(blocks) / branches; span > 1; span *= 0.5) {
       const std::size_t count = SplitAll(scratch.kept, branches, scratch.candidates);
-      ScoreAll(kernels, args, rows, count, scratch);
+      ScoreAll(kernels, args, rows, count, probe_, scratch);
       KeepBest(count, branches, scratch);
     }
     if (branches > slots_) {
-      std::copy_n(scratch.kept, branches, scratch.candidates);
+      for (std::int32_t i = 0; i < branches; ++i) {
+        scratch.candidates[i] = scratch.kept[i];
+        if (probe_ != block_k_) scratch.candidates[i].scored = kUnscored;
+      }
       const auto count = static_cast<std::size_t>(branches);
-      ScoreAll(kernels, args, rows, count, scratch);
+      ScoreAll(kernels, args, rows, count, block_k_, scratch);
       KeepBest(count, slots_, scratch);
     }
     for (int i = 0; i < slots_; ++i) args.starts[i] = FirstToken(scratch.kept[i].first);
@@ -198,15 +205,18 @@ class HipTree final : public Selector {
     return static_cast<std::size_t>(child - children);
   }
 
-  // One kernel call for all whose representative is not the one that scored their parent.
+  // One kernel call for all whose representative is not the one that scored their parent, by `keys`
+  // keys of it: its first ones, or those in its middle.
   void ScoreAll(const KernelTable& kernels, const SelectArgs& args, int rows, std::size_t count,
-                const Scratch& scratch) const {
+                std::int32_t keys, const Scratch& scratch) const {
+    const std::int32_t skipped =
+        representative_ == Representative::kFirst ? 0 : (block_k_ - keys) / 2;
     int asked = 0;
     for (std::size_t i = 0; i < count; ++i) {
       const std::int32_t block = RepresentativeOf(scratch.candidates[i]);
       if (scratch.candidates[i].scored == block) continue;
       scratch.candidates[i].scored = block;
-      scratch.starts[asked] = FirstToken(block);
+      scratch.starts[asked] = std::min(FirstToken(block) + skipped, args.visible - 1);
       scratch.owners[asked] = static_cast<std::int32_t>(i);
       ++asked;
     }
@@ -216,7 +226,7 @@ class HipTree final : public Selector {
     score.keys = args.keys;
     score.starts = scratch.starts;
     score.count = asked;
-    score.block_size = block_k_;
+    score.block_size = keys;
     score.limit = args.visible;
     score.scores = scratch.scores;
     score.scratch = scratch.kernel;
@@ -245,8 +255,9 @@ class HipTree final : public Selector {
   std::int32_t sink_;
   std::int32_t window_;
   Representative representative_;
-  int slots_;    // M: blocks that are kept
-  int breadth_;  // W / M
+  int slots_;           // M: blocks that are kept
+  int breadth_;         // W / M
+  std::int32_t probe_;  // keys of a representative that are scored
 };
 
 }  // namespace
