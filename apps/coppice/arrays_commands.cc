@@ -212,7 +212,8 @@ std::shared_ptr<ArrayOptions> AddCommon(CLI::App& command) {
   AddKvType(command, options->kv_type);
   AddThreads(command, options->threads);
   command.add_flag("--json", options->json, "print one JSON object");
-  options->flags.AddTo(command, /*allow_off=*/false);
+  // These two are for comparing with other implementations of the paper.
+  options->flags.AddTo(command, /*allow_off=*/false, PaperSearch());
   return options;
 }
 

@@ -132,9 +132,9 @@ Status CheckChoice(const AttentionChoice& choice, bool allow_off) {
 
 }  // namespace
 
-void SettingsFlags::AddTo(CLI::App& command, bool allow_off) {
+void SettingsFlags::AddTo(CLI::App& command, bool allow_off, const AttentionSettings& defaults) {
   allow_off_ = allow_off;
-  const AttentionSettings defaults;
+  defaults_ = defaults;
   const auto note = [this](std::string key) {
     return [this, key](const std::string& value) { given_.emplace_back(key, value); };
   };
@@ -175,6 +175,7 @@ void SettingsFlags::AddTo(CLI::App& command, bool allow_off) {
 
 Result<AttentionChoice> SettingsFlags::Resolve(std::string_view text) const {
   AttentionChoice choice;
+  choice.settings = defaults_;
   if (!config_.empty()) {
     if (Status status = ApplyConfig(choice, config_); !status.ok()) return status;
   }

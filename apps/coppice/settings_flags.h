@@ -26,7 +26,7 @@ struct AttentionChoice {
 class SettingsFlags {
  public:
   // allow_off: whether the command knows llama.cpp's own attention as a method.
-  void AddTo(CLI::App& command, bool allow_off);
+  void AddTo(CLI::App& command, bool allow_off, const AttentionSettings& defaults = {});
 
   // text: a method with settings of its own, or empty for the method of --config or the default.
   Result<AttentionChoice> Resolve(std::string_view text) const;
@@ -35,6 +35,7 @@ class SettingsFlags {
   std::vector<std::pair<std::string, std::string>> given_;  // in the order of the command line
   std::string config_;
   bool allow_off_ = false;
+  AttentionSettings defaults_;
 };
 
 // "dense, hip, streaming", with "off" in front where the command knows it.

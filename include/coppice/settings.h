@@ -30,8 +30,8 @@ struct AttentionSettings {
   int sink = 32;         // first tokens, always read
   int window = 256;      // newest tokens, always read (counted for each query)
   Representative representative = Representative::kCenter;
-  int breadth = 1;          // branches that the search follows for each block that it keeps
-  int probe = 0;            // keys that it scores of a branch's representative; 0: all of the block
+  int breadth = 4;          // branches that the search follows for each block that it keeps
+  int probe = 2;            // keys that it scores of a branch's representative; 0: all of the block
   bool share_group = true;  // the query heads of one KV head share a selection
 
   // The model.
@@ -40,6 +40,14 @@ struct AttentionSettings {
 
   bool fast = false;  // allow arithmetic below f32; no kernel uses less yet
 };
+
+// The search as its paper has it: it follows as many branches as it keeps, and scores whole blocks.
+inline AttentionSettings PaperSearch() {
+  AttentionSettings settings;
+  settings.breadth = 1;
+  settings.probe = 0;
+  return settings;
+}
 
 // Ok, or which field is wrong and what it may be.
 Status Validate(const AttentionSettings& settings);

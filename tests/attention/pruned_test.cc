@@ -182,7 +182,10 @@ TEST_P(PrunedAttention, DecodingReusesASelectionAndLosesNoKey) {
     run(inputs);
     // The window grows by a key each step until the refresh.
     const std::uint64_t read = run.attention.stats().keys_read - before;
-    EXPECT_EQ(read, 6u * static_cast<std::uint64_t>(8 + 64 + 32 + step % 4)) << step;
+    // The newest searched block may reach into the window, whose keys count once.
+    const auto most = 6u * static_cast<std::uint64_t>(8 + 64 + 32 + step % 4);
+    EXPECT_LE(read, most) << step;
+    EXPECT_GE(read, most - 6u * static_cast<std::uint64_t>(settings.block_k - 1)) << step;
     if (run.attention.mask().starts != last) ++changes;
     last = run.attention.mask().starts;
   }

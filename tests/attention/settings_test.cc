@@ -22,12 +22,14 @@ TEST(Settings, EachFieldIsCheckedAndNamed) {
   EXPECT_NE(message([](S s) { s.block_k = 0; }).find("block_k"), std::string::npos);
   EXPECT_NE(message([](S s) { s.block_q = -1; }).find("block_q"), std::string::npos);
   EXPECT_NE(message([](S s) { s.query_stride = 0; }).find("query_stride"), std::string::npos);
+  EXPECT_NE(message([](S s) { s.breadth = 0; }).find("breadth"), std::string::npos);
+  EXPECT_NE(message([](S s) { s.probe = -1; }).find("probe"), std::string::npos);
   EXPECT_NE(message([](S s) { s.sink = -1; }).find("sink"), std::string::npos);
   EXPECT_NE(message([](S s) { s.window = -1; }).find("window"), std::string::npos);
   EXPECT_NE(message([](S s) { s.dense_layers = -1; }).find("dense_layers"), std::string::npos);
   EXPECT_NE(message([](S s) { s.refresh = 0; }).find("refresh"), std::string::npos);
   EXPECT_EQ(message([](S s) { s.method = "magic"; }),
-            "unknown attention method 'magic'; known: dense, hip, streaming");
+            "unknown attention method 'magic'; known: dense, hip, random, streaming");
 }
 
 TEST(Settings, AnUnknownInstructionSetListsTheKnown) {

@@ -26,6 +26,8 @@ int Draw(int low, int high, const char* name) { return *rc::gen::inRange(low, hi
 
 AttentionSettings DrawSettings() {
   AttentionSettings settings;
+  settings.breadth = Draw(1, 9, "breadth");
+  settings.probe = Draw(0, 9, "probe");
   settings.budget = Draw(1, 300, "budget");
   settings.block_k = Draw(1, 64, "block_k");
   settings.query_stride = Draw(1, 9, "query_stride");
@@ -98,7 +100,8 @@ TEST(HipTreeProperties, AKeyWhoseNeighbourhoodIsRaisedIsFound) {
       problem.visible = settings.sink + settings.window + blocks * settings.block_k;
       problem.Resize();
       // The last edge may round down, which leaves the newest block out of the search.
-      const int covered = static_cast<int>(static_cast<double>(blocks) / slots * slots);
+      const int branches = std::min(slots * settings.breadth, blocks);
+      const int covered = static_cast<int>(static_cast<double>(blocks) / branches * branches);
       const int planted =
           settings.sink + Draw(0, covered * settings.block_k - 1, "planted (searched)");
       for (int j = 0; j < problem.visible; ++j) {

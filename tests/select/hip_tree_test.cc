@@ -44,7 +44,7 @@ struct Vector {
   std::string text;
   std::string key_kind;
   std::uint64_t seed = 0;
-  AttentionSettings settings;
+  AttentionSettings settings = PaperSearch();
   SelectProblem problem;
   bool everything = false;
   std::vector<std::int32_t> starts;
@@ -140,7 +140,7 @@ INSTANTIATE_TEST_SUITE_P(All, HipTreeVectors,
 
 // One query of one channel, 1: a key's only channel is its score.
 struct ScoresCase {
-  AttentionSettings settings;
+  AttentionSettings settings = PaperSearch();
   SelectProblem problem;
 
   explicit ScoresCase(const std::vector<float>& scores) {
@@ -251,6 +251,54 @@ TEST(HipTree, HugeSettingsDoNotOverflow) {
   settings.budget = kHuge;
   settings.block_k = 1;
   EXPECT_EQ(MakeSelector(settings).value()->Capacity(), kHuge);
+}
+
+// A lone high score is missed by the paper's search unless it sits on a representative; followed
+// branches that reach every block find it wherever it is.
+TEST(HipTree, EnoughBreadthFindsEveryLoneKey) {
+  for (int place = 0; place < 256; ++place) {
+    std::vector<float> scores(256, 0.0f);
+    scores[static_cast<std::size_t>(place)] = 1.0f;
+    ScoresCase wide(scores);
+    wide.settings.budget = 4;
+    wide.settings.breadth = 64;
+    const std::vector<std::int32_t> starts = wide.Run().starts;
+    ASSERT_EQ(starts.size(), 4u);
+    EXPECT_NE(std::find(starts.begin(), starts.end(), place), starts.end()) << place;
+  }
+}
+
+TEST(HipTree, BreadthFollowsBranchesThatTheBudgetWouldDrop) {
+  // Of 32 blocks in two branches the left one looks better at its representative; the best block
+  // hides in the right one, and shows when that one is followed too.
+  std::vector<float> scores(32, 0.0f);
+  scores[0] = 2.0f;
+  scores[16] = 1.0f;
+  scores[24] = 5.0f;
+  ScoresCase paper(scores);
+  paper.settings.budget = 1;
+  EXPECT_EQ(paper.Run().starts, std::vector<std::int32_t>{0});
+  ScoresCase wide(scores);
+  wide.settings.budget = 1;
+  wide.settings.breadth = 2;
+  EXPECT_EQ(wide.Run().starts, std::vector<std::int32_t>{24});
+}
+
+// The rounds see the middle keys of a block alone, the last step sees all of it.
+TEST(HipTree, ProbesScoreTheMiddleAndTheLastStepTheWholeBlock) {
+  std::vector<float> scores(64, 0.0f);
+  scores[3] = 3.0f;   // block 0: outside of its probe, keys 3 and 4 of 8 for a probe of 2
+  scores[11] = 1.0f;  // block 1, in its probe
+  scores[17] = 9.0f;  // block 2, outside of its probe
+  ScoresCase probing(scores);
+  probing.settings.block_k = 8;
+  probing.settings.budget = 8;
+  probing.settings.probe = 2;
+  probing.settings.breadth = 8;  // every block is a branch: the last step decides
+  probing.settings.representative = Representative::kCenter;
+  EXPECT_EQ(probing.Run().starts, std::vector<std::int32_t>{16});
+  probing.settings.breadth = 1;  // the rounds decide: block 2 never shows its 9
+  EXPECT_NE(probing.Run().starts, std::vector<std::int32_t>{16});
 }
 
 TEST(HipTree, OnlyTheLastTokenOfAStrideScores) {
