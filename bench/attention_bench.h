@@ -27,6 +27,7 @@ struct AttentionBenchOptions {
 struct Timing {
   double seconds_min = 0;
   double seconds_median = 0;
+  double seconds_p99 = 0;  // 99 of 100 rounds took no longer
   int rounds = 0;
 };
 

@@ -129,6 +129,7 @@ nlohmann::json PeersJson(const bench::AttentionBenchResult& result) {
     const bench::Timing& timing = peer.timing;
     peers[peer.name] = {{"seconds_min", timing.seconds_min},
                         {"seconds_median", timing.seconds_median},
+                        {"seconds_p99", timing.seconds_p99},
                         {"rounds", timing.rounds},
                         {"gflops", result.dense_gflop / timing.seconds_min},
                         {"gbytes_per_s", result.kv_gbytes / timing.seconds_min},
@@ -166,6 +167,7 @@ nlohmann::json ReportJson(const BenchOptions& options, const AttentionChoice& ch
                          {"rounds", result.timing.rounds},
                          {"seconds_min", result.timing.seconds_min},
                          {"seconds_median", result.timing.seconds_median},
+                         {"seconds_p99", result.timing.seconds_p99},
                          {"gflops", result.dense_gflop / result.timing.seconds_min},
                          {"gbytes_per_s", result.kv_gbytes / result.timing.seconds_min},
                          {"peak_gflops", result.peak_gflops},

@@ -14,7 +14,7 @@
 // and one for P.V (Values); F32Scores and F32Values are exact.
 
 // Keys in a tile. 96 is a multiple of every full row count of MultiplyTile; K, V and S of a tile
-// take 110 KiB at dim 128, well inside the smallest L2 in use (1 MiB).
+// take 120 KiB at dim 128, well inside the smallest L2 in use (1 MiB).
 constexpr int kTileKeys = 96;
 // Elements between the rows of a converted tile, so that rows that are read down a column fall into
 // different sets of the first-level cache: without, 96 rows of 512 bytes share 8 of its 64 sets.
