@@ -181,6 +181,11 @@ def token_note(results):
     return f"The prompts differ in tokens, by {most - least:,}: {several}."
 
 
+def load_note(results):
+    loads = [run["load_average"] for result in results.values() for run in result["runs"]]
+    return f"Load average before the runs: {min(loads):.1f} to {max(loads):.1f}."
+
+
 def system_table(results):
     base = next(iter(results.values()))
     rows = [[
@@ -228,8 +233,8 @@ def precision_notes(results):
 def tables(report):
     results = report["systems"]
     parts = [
-        f"{report['model']}, {report['threads']} threads, {report['rounds']} rounds, "
-        f"OpenVINO GenAI {report['openvino_genai']}. {token_note(results)}",
+        f"{report['model']}, threads: {report['threads']}, rounds: {report['rounds']}, OpenVINO "
+        f"GenAI {report['openvino_genai']}. {token_note(results)} {load_note(results)}",
         system_table(results),
     ]
     if report["ratios"]:
