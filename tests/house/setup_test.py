@@ -93,6 +93,8 @@ class SetupTest(unittest.TestCase):
         words = ["pip", "registry", "bench/peers/requirements.txt", "COPPICE_PEERS_PYTHON"]
         self.assert_one_line(self.setup("peers"), 1, *words)
         self.assertFalse((self.directory / "cache/coppice/peers/stamp").exists())
+        words = ["pip", "bench/end_to_end/requirements.txt", "COPPICE_OPENVINO_PYTHON"]
+        self.assert_one_line(self.setup("openvino"), 1, *words)
 
     def test_peers_are_installed_once_and_again_when_the_pins_change(self):
         asked = self.directory / "asked"
@@ -109,12 +111,13 @@ class SetupTest(unittest.TestCase):
         all_of_it = script[script.index("  run | test)") : script.index("  system | llama")]
         self.assertIn("setup_text", all_of_it)
         self.assertNotIn("setup_peers", all_of_it)
+        self.assertNotIn("setup_openvino", all_of_it)
 
     def test_gemma_needs_its_terms(self):
         self.assert_one_line(self.setup("model", "gemma-3-270m"), 2, "Gemma Terms of Use", "--accept")
 
     def test_an_unknown_step_lists_the_steps(self):
-        self.assert_one_line(self.setup("nonsense"), 2, "nonsense", "system llama model text peers")
+        self.assert_one_line(self.setup("nonsense"), 2, "nonsense", "system llama model text peers openvino")
 
 
 if __name__ == "__main__":
