@@ -41,9 +41,9 @@ struct PeerResult {
 
 struct AttentionBenchResult {
   std::string isa;
-  std::string kernel;       // as of Attention::kernel()
-  std::string score_type;   // arithmetic of K.Q^T
-  std::string value_type;   // arithmetic of P.V
+  std::string kernel;      // as of Attention::kernel()
+  std::string score_type;  // arithmetic of K.Q^T
+  std::string value_type;  // arithmetic of P.V
   Timing timing;           // of one call; in decode the mean over the steps that share a selection
   double dense_gflop = 0;  // of the causal dense work: 4 * heads * dim * visible keys
   double kv_gbytes = 0;    // keys and values, once

@@ -25,8 +25,8 @@ struct FlashNode {
   TensorView values;            // [cells, kv_heads, dim_v]
   OutputView output;            // [tokens, heads, dim_v]
   float scale = 1;
-  float softcap = 0;             // 0: none
-  const float* sinks = nullptr;  // [heads] or null
+  float softcap = 0;                // 0: none
+  const float* sinks = nullptr;     // [heads] or null
   const std::byte* mask = nullptr;  // f16 [tokens, cells]
   std::int64_t mask_stride = 0;     // bytes
 };

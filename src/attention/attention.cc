@@ -115,9 +115,7 @@ const BlockMask& Attention::mask() const { return impl_->mask; }
 bool Attention::pruned() const { return impl_->plan.pruned; }
 void Attention::Reset() { impl_->kept = {}; }
 std::string_view Attention::isa() const { return impl_->kernels->isa; }
-std::string_view Attention::kernel() const {
-  return impl_->kernels->kernel(impl_->plan.shape());
-}
+std::string_view Attention::kernel() const { return impl_->kernels->kernel(impl_->plan.shape()); }
 
 AttentionStats Attention::stats() const {
   constexpr auto kOrder = std::memory_order_relaxed;
