@@ -114,7 +114,9 @@ __attribute__((target("avx512f,avx512vnni"))) double DotInt8(float seed, float* 
     for (int i = 0; i < kAccumulators; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], factor, factor);
   }
   for (int i = 1; i < kAccumulators; ++i) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
-  *sink = static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(sums[0])));
+  std::int32_t lanes[16];
+  _mm512_storeu_si512(lanes, sums[0]);
+  *sink = static_cast<float>(lanes[0]);
   return 2.0 * 64 * kAccumulators * kSteps;
 }
 
