@@ -103,7 +103,9 @@ TEST(Bench, ThreadsDoNotChangeTheResult) {
 }
 
 TEST(Bench, WhatCannotBe) {
-  ExpectError(Bench({"--kv-type", "q8_0", "--head-dim", "80"}), 2, {"q8_0", "32", "80"});
+  ExpectError(RunCommand({"bench", "attention", "--kv-type", "q8_0", "--head-dim", "80", "--tokens",
+                          "512"}),
+              2, {"q8_0", "32", "80"});
   ExpectError(Bench({"--phase", "decode", "--queries", "3"}), 2, {"prefill"});
   ExpectError(Bench({"--phase", "prefill", "--queries", "4000"}), 2, {"4000", "2048"});
   ExpectError(RunCommand({"bench", "attention", "--tokens", "200000000"}), 1, {"GiB", "--tokens"});
