@@ -65,6 +65,7 @@ Status Apply(AttentionChoice& choice, const std::string& key, const std::string&
     return Status::Ok();
   }
   if (key == "share_group") return ParseBool(key, text, settings.share_group);
+  if (key == "balance") return ParseBool(key, text, settings.balance);
   if (key == "fast") return ParseBool(key, text, settings.fast);
   if (key == "exact") {
     Status status = ParseBool(key, text, settings.fast);
@@ -87,7 +88,7 @@ Status Apply(AttentionChoice& choice, const std::string& key, const std::string&
     choice.isa = text;
     return Status::Ok();
   }
-  std::string known = "method, isa, representative, share_group, fast";
+  std::string known = "method, isa, representative, balance, share_group, fast";
   for (const Field& field : kNumbers) known += std::string(", ") + field.key;
   return Status::InvalidArgument("unknown setting '" + key + "'; known: " + known);
 }
@@ -158,6 +159,10 @@ void SettingsFlags::AddTo(CLI::App& command, bool allow_off, const AttentionSett
     if (is_default) help += " (default)";
     command.add_flag_callback(name, note_flag(key, value), help)->group(kGroup);
   };
+  flag("--balance", "balance", "true", defaults.balance,
+       "query rows compare keys with what they see in sink and window");
+  flag("--no-balance", "balance", "false", !defaults.balance,
+       "products of all query rows are compared as they are");
   flag("--share-group", "share_group", "true", defaults.share_group,
        "the query heads of a KV head share a selection");
   flag("--no-share-group", "share_group", "false", !defaults.share_group,
@@ -217,6 +222,7 @@ nlohmann::json ToJson(const AttentionChoice& choice) {
   if (settings.method == "dense") return json;
   for (const Field& field : kNumbers) json[field.key] = settings.*field.number;
   json["representative"] = settings.representative == Representative::kFirst ? "first" : "center";
+  json["balance"] = settings.balance;
   json["share_group"] = settings.share_group;
   return json;
 }

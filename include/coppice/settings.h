@@ -26,12 +26,13 @@ struct AttentionSettings {
   int budget = 512;      // tokens that the search may keep, for each query block
   int block_k = 8;       // keys in a block: the unit that is kept or left
   int block_q = 16;      // query tokens that share a selection
-  int query_stride = 2;  // every how many-th token of a query block scores
+  int query_stride = 4;  // every how many-th token of a query block scores
   int sink = 32;         // first tokens, always read
   int window = 256;      // newest tokens, always read (counted for each query)
   Representative representative = Representative::kCenter;
-  int breadth = 4;          // branches that the search follows for each block that it keeps
+  int breadth = 8;          // branches that the search follows for each block that it keeps
   int probe = 2;            // keys that it scores of a branch's representative; 0: all of the block
+  bool balance = true;      // query rows compare keys with what they see in sink and window
   bool share_group = true;  // the query heads of one KV head share a selection
 
   // The model.
@@ -41,11 +42,14 @@ struct AttentionSettings {
   bool fast = false;  // allow arithmetic below f32: bf16 keys and values, int8 scores of q8_0 keys
 };
 
-// The search as its paper has it: it follows as many branches as it keeps, and scores whole blocks.
+// The search as its paper has it: it follows as many branches as it keeps, scores whole blocks, and
+// compares products as they are.
 inline AttentionSettings PaperSearch() {
   AttentionSettings settings;
+  settings.query_stride = 2;
   settings.breadth = 1;
   settings.probe = 0;
+  settings.balance = false;
   return settings;
 }
 

@@ -1,7 +1,8 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
 // Views of somebody else's memory. Every tensor of this library is laid out [tokens, heads, dim]:
-// row (t, h) starts at data + t * token_stride + h * head_stride and holds `dim` elements, so rows of a KV cache, pages and transposed heads are all read in place. Strides are in bytes.
+// row (t, h) starts at data + t * token_stride + h * head_stride and holds `dim` elements, so rows
+// of a KV cache, pages and transposed heads are all read in place. Strides are in bytes.
 //
 //   std::vector<float> q(tokens * heads * dim);
 //   coppice::TensorView view = coppice::Contiguous(q.data(), coppice::DType::kF32,

@@ -2,6 +2,7 @@
 //
 // The selection alone, for research and outside checks: no attention is computed.
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "attention/plan.h"
@@ -78,6 +79,7 @@ Result<BlockMask> Select(const TensorView& queries, const TensorView& keys,
         .heads_per_token = heads_per_row,
         .keys = {keys.Row(0, head * heads_per_row / group), keys.token_stride, keys.type, dim},
         .visible = static_cast<std::int32_t>(keys.tokens - tokens + last),
+        .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
         .starts = mask.RowStarts(head, block),
         .scratch = own + pointers};
     mask.counts[mask.RowIndex(head, block)] = (*selector)->Select(*kernels, args);

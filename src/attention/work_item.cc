@@ -220,6 +220,7 @@ void SelectBlocks(Attention::Impl& attention, const Tile& tile, const ItemScratc
                            .heads_per_token = plan.heads_per_tile,
                            .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
                            .visible = plan.keys - plan.queries + tile.last,
+                           .scale = attention.inputs.scale,
                            .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
                            .scratch = scratch.select};
   attention.mask.counts[attention.mask.RowIndex(tile.selection_head, tile.block)] =

@@ -54,11 +54,12 @@ struct AttendArgs {
 };
 
 // scores[i] = max over rows r and keys j in {start, start + 1, ..} of block i, j < limit, of
-// queries[r] . keys[j]. Every start is below limit. A NaN product does not count; a block of
+// queries[r] . keys[j] - levels[r]. Every start is below limit. A NaN does not count; a block of
 // nothing else scores -inf.
 struct ScoreArgs {
   int rows = 0;
   const float* const* queries = nullptr;  // [rows] -> [keys.dim]
+  const float* levels = nullptr;          // [rows], or null for zeros
   RowsView keys;
   const std::int32_t* starts = nullptr;  // [count]
   int count = 0;

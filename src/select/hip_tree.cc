@@ -13,8 +13,13 @@
 //              ^^^^ ^^^^           ^^^^ ^^^^                  the M best stay, and split again:
 //              f.f. f.f.           f.f. f.f.                  ceil(log2(B / M)) rounds
 //
-//   score(branch) = max of q . k over the chosen query rows and the keys of the branch's
+//   score(branch) = max of q . k - level(q) over the chosen query rows and the keys of the branch's
 //                   representative: its first block (f above), or the one in its middle (theorem 1)
+//
+// The paper's level is zero. Rows of several heads then compete with products of different sizes, and
+// a head with long queries decides for all that share the selection. Balanced, a row's level is the
+// log-sum-exp of what it sees in sink and window, in units of q . k: branches are compared by how much
+// of some row's attention they would take.
 //
 // With a breadth above 1 the search follows W = breadth * M branches instead, and only its last step
 // keeps M: a branch then hides fewer keys behind its representative (B / W blocks), and there are
@@ -62,6 +67,10 @@ struct Branch {
 
 struct Scratch {
   const float** rows;    // [rows] query rows that score
+  float* levels;         // [rows]
+  float** outputs;       // [rows] -> one row that nobody reads
+  KeyRange* visible;     // [rows]
+  float* ignored;        // [dim]
   Branch* kept;          // [slots] ascending
   Branch* candidates;    // [2 * slots] ascending
   std::int32_t* starts;  // [2 * slots] first tokens of the representatives to score
@@ -91,8 +100,8 @@ class HipTree final : public Selector {
         representative_(settings.representative),
         slots_((settings.budget - 1) / settings.block_k + 1),
         breadth_(settings.breadth),
-        probe_(settings.probe == 0 ? settings.block_k
-                                   : std::min(settings.probe, settings.block_k)) {}
+        probe_(settings.probe == 0 ? settings.block_k : std::min(settings.probe, settings.block_k)),
+        balance_(settings.balance) {}
 
   int Capacity() const override { return slots_; }
 
@@ -100,8 +109,10 @@ class HipTree final : public Selector {
                            int dim) const override {
     ScratchCutter cutter(nullptr);
     const int rows = ScoringRows(tokens, heads_per_token);
-    CutScratch(cutter, rows);
-    return cutter.used() + kernels.score_scratch(rows, dim);
+    CutScratch(cutter, rows, dim);
+    std::size_t kernel = kernels.score_scratch(rows, dim);
+    if (balance_) kernel = std::max(kernel, kernels.attend_scratch(LevelShape(rows, dim)));
+    return cutter.used() + kernel;
   }
 
   std::int32_t Select(const KernelTable& kernels, const SelectArgs& args) const override {
@@ -111,8 +122,13 @@ class HipTree final : public Selector {
 
     ScratchCutter cutter(args.scratch);
     const int rows = ScoringRows(args.tokens, args.heads_per_token);
-    const Scratch scratch = CutScratch(cutter, rows);
+    const Scratch scratch = CutScratch(cutter, rows, args.keys.dim);
     CollectRows(args, scratch.rows);
+    if (balance_) {
+      MeasureLevels(kernels, args, rows, scratch);
+    } else {
+      std::fill_n(scratch.levels, rows, 0.0f);
+    }
 
     const std::int32_t branches = std::min(MostBranches(), blocks);
     PlantBranches(blocks, branches, scratch.kept);
@@ -141,10 +157,14 @@ class HipTree final : public Selector {
   }
 
   // The one function that both measures and lays out; the kernel's scratch comes last.
-  Scratch CutScratch(ScratchCutter& cutter, int rows) const {
+  Scratch CutScratch(ScratchCutter& cutter, int rows, int dim) const {
     Scratch scratch;
     const auto most = static_cast<std::size_t>(MostBranches());
     scratch.rows = cutter.Take<const float*>(static_cast<std::size_t>(rows));
+    scratch.levels = cutter.Take<float>(static_cast<std::size_t>(rows));
+    scratch.outputs = cutter.Take<float*>(static_cast<std::size_t>(rows));
+    scratch.visible = cutter.Take<KeyRange>(static_cast<std::size_t>(rows));
+    scratch.ignored = cutter.Take<float>(static_cast<std::size_t>(dim));
     scratch.kept = cutter.Take<Branch>(most);
     scratch.candidates = cutter.Take<Branch>(2 * most);
     scratch.starts = cutter.Take<std::int32_t>(2 * most);
@@ -167,6 +187,40 @@ class HipTree final : public Selector {
     for (int t = FirstScoringToken(args.tokens); t < args.tokens; t += query_stride_) {
       const float* const* heads = args.queries + std::ptrdiff_t{t} * args.heads_per_token;
       rows = std::copy_n(heads, args.heads_per_token, rows);
+    }
+  }
+
+  // Attention whose output nobody reads: the first elements of the keys do for values.
+  static AttendShape LevelShape(int rows, int dim) {
+    return {.rows = rows, .dim_k = dim, .dim_v = std::min(dim, static_cast<int>(kQ8BlockSize))};
+  }
+
+  void MeasureLevels(const KernelTable& kernels, const SelectArgs& args, int rows,
+                     const Scratch& scratch) const {
+    const KeyRange near[] = {{0, sink_}, {args.visible - window_, args.visible}};
+    int row = 0;
+    for (int t = FirstScoringToken(args.tokens); t < args.tokens; t += query_stride_) {
+      const std::int32_t visible = args.visible - (args.tokens - 1 - t);
+      for (int h = 0; h < args.heads_per_token; ++h) scratch.visible[row++] = {0, visible};
+    }
+    std::fill_n(scratch.outputs, rows, scratch.ignored);
+    const KeySegment segment = {.runs = near, .run_count = 2, .visible = scratch.visible};
+    RowsView values = args.keys;
+    values.dim = LevelShape(rows, args.keys.dim).dim_v;
+    const AttendArgs attend = {.rows = rows,
+                               .queries = scratch.rows,
+                               .keys = args.keys,
+                               .values = values,
+                               .scale = args.scale,
+                               .segments = &segment,
+                               .segment_count = 1,
+                               .outputs = scratch.outputs,
+                               .lses = scratch.levels,
+                               .scratch = scratch.kernel};
+    kernels.attend(&attend, 1);
+    for (int r = 0; r < rows; ++r) {
+      const float level = scratch.levels[r] / args.scale;
+      scratch.levels[r] = std::isfinite(level) ? level : 0.0f;  // nothing near, or a scale of zero
     }
   }
 
@@ -223,6 +277,7 @@ class HipTree final : public Selector {
     ScoreArgs score;
     score.rows = rows;
     score.queries = scratch.rows;
+    score.levels = scratch.levels;
     score.keys = args.keys;
     score.starts = scratch.starts;
     score.count = asked;
@@ -258,6 +313,7 @@ class HipTree final : public Selector {
   int slots_;           // M: blocks that are kept
   int breadth_;         // W / M
   std::int32_t probe_;  // keys of a representative that are scored
+  bool balance_;
 };
 
 }  // namespace

@@ -20,6 +20,7 @@ struct SelectArgs {
   int heads_per_token = 1;                // query heads that share the selection
   RowsView keys;                          // of the KV head
   std::int32_t visible = 0;               // keys that the last token of the block may see
+  float scale = 1;                        // of the products of queries and keys in the softmax
   std::int32_t* starts = nullptr;  // [Capacity()], written: first tokens of the blocks, ascending
   std::byte* scratch = nullptr;    // ScratchBytes(), 64-byte aligned
 };

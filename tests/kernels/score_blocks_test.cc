@@ -12,7 +12,7 @@ namespace {
 
 class ScoreBlocks : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(ScoreBlocks, IsTheHighestProductOfEachBlock) {
+TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
   const KernelTable& kernels = *FindKernels(GetParam());
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
     for (const int rows : {1, 3, 4, 8, 9, 24, 64, 70}) {
@@ -22,12 +22,15 @@ TEST_P(ScoreBlocks, IsTheHighestProductOfEachBlock) {
         const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
         std::vector<const float*> pointers;
         for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * kDim]);
+        const Tensor levels = RandomTensor(DType::kF32, 1, 1, rows, 3, 10.0f);
+        const bool leveled = block_size != 2;
         std::vector<std::int32_t> starts;
         for (int start = 0; start < kKeys; start += block_size + 3) starts.push_back(start);
         std::vector<float> scores(starts.size(), 99);
         AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
         kernels.score_blocks({.rows = rows,
                               .queries = pointers.data(),
+                              .levels = leveled ? levels.values.data() : nullptr,
                               .keys = {keys.bytes.data(), keys.view().token_stride, type, kDim},
                               .starts = starts.data(),
                               .count = static_cast<int>(starts.size()),
@@ -39,7 +42,7 @@ TEST_P(ScoreBlocks, IsTheHighestProductOfEachBlock) {
           double want = -kInfinity;
           for (int key = starts[b]; key < std::min(starts[b] + block_size, kKeys); ++key) {
             for (int row = 0; row < rows; ++row) {
-              double dot = 0;
+              double dot = leveled ? -static_cast<double>(levels.at(0, 0, row)) : 0.0;
               for (int i = 0; i < kDim; ++i) {
                 dot += static_cast<double>(queries.at(0, row, i)) * keys.at(key, 0, i);
               }

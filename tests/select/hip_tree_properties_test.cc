@@ -28,6 +28,7 @@ AttentionSettings DrawSettings() {
   AttentionSettings settings;
   settings.breadth = Draw(1, 9, "breadth");
   settings.probe = Draw(0, 9, "probe");
+  settings.balance = Draw(0, 1, "balance") == 1;
   settings.budget = Draw(1, 300, "budget");
   settings.block_k = Draw(1, 64, "block_k");
   settings.query_stride = Draw(1, 9, "query_stride");
@@ -123,6 +124,7 @@ TEST(HipTreeProperties, KeysOutsideOfTheSearchDoNotMatter) {
     EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
       AttentionSettings settings = DrawSettings();
       settings.window += settings.block_k - 1;  // the last block may reach that far
+      settings.balance = false;
       SelectProblem problem = DrawProblem(settings, SmallDim(*kernels));
       const std::unique_ptr<Selector> selector = MakeSelector(settings).value();
       const Selection before = RunSelector(*selector, *kernels, problem);
@@ -134,6 +136,47 @@ TEST(HipTreeProperties, KeysOutsideOfTheSearchDoNotMatter) {
       const Selection after = RunSelector(*selector, *kernels, problem);
       RC_ASSERT(before.everything == after.everything);
       RC_ASSERT(before.starts == after.starts);
+    }));
+  }
+}
+
+// Two heads share a selection. The first has long queries, of no use: every key of the search is less
+// to it than what it sees nearby. The second attends to one far key alone.
+TEST(HipTreeProperties, BalancedALoudHeadDoesNotHideWhatAQuietOneNeeds) {
+  for (const KernelTable* kernels : AvailableKernels()) {
+    EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
+      AttentionSettings settings = DrawSettings();
+      settings.budget = 2 * settings.block_k;
+      settings.breadth = 4096;  // every block is a branch
+      settings.window = Draw(1, 200, "window");
+      SelectProblem problem;
+      problem.heads = 2;
+      problem.dim = SmallDim(*kernels);
+      const int blocks = Draw(4, 40, "blocks");
+      problem.visible = settings.sink + settings.window + blocks * settings.block_k;
+      problem.Resize();
+      problem.queries[0] = 1000;
+      problem.queries[problem.dim + 1] = 30;
+      const auto key = [&](int j) {
+        return problem.keys.begin() + std::ptrdiff_t{j} * problem.dim;
+      };
+      for (int j = 0; j < problem.visible; ++j) key(j)[0] = static_cast<float>(j % 7);
+      key(problem.visible - 1)[0] = 100;
+      const int needle =
+          settings.sink + Draw(0, blocks * settings.block_k - 1, "needle (searched)");
+      key(needle)[0] = -1;
+      key(needle)[1] = 10;
+
+      const auto found = [&](bool balance) {
+        settings.balance = balance;
+        const Selection selection = RunSelector(*MakeSelector(settings).value(), *kernels, problem);
+        RC_ASSERT(selection.in_bounds);
+        return std::any_of(selection.starts.begin(), selection.starts.end(), [&](int start) {
+          return start <= needle && needle < start + settings.block_k;
+        });
+      };
+      RC_ASSERT(found(true));
+      if (settings.block_k == 1) RC_ASSERT(!found(false));
     }));
   }
 }

@@ -93,14 +93,6 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable avx2::kTable = {.isa = "avx2",
-                                  .tile_rows = 64,
-                                  .dim_multiple = Vec::kLanes,
-                                  .few_rows = kMaxFewRows,
-                                  .attend = Attend,
-                                  .attend_scratch = AttendScratch,
-                                  .kernel = Kernel,
-                                  .score_blocks = ScoreBlocks,
-                                  .score_scratch = ScoreScratch};
+const KernelTable avx2::kTable = MakeTable("avx2", /*tile_rows=*/64);
 
 }  // namespace coppice

@@ -44,14 +44,6 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable avx512_bf16::kTable = {.isa = "avx512_bf16",
-                                         .tile_rows = 256,
-                                         .dim_multiple = Vec::kLanes,
-                                         .few_rows = kMaxFewRows,
-                                         .attend = Attend,
-                                         .attend_scratch = AttendScratch,
-                                         .kernel = Kernel,
-                                         .score_blocks = ScoreBlocks,
-                                         .score_scratch = ScoreScratch};
+const KernelTable avx512_bf16::kTable = MakeTable("avx512_bf16", /*tile_rows=*/256);
 
 }  // namespace coppice

@@ -96,7 +96,8 @@ void ScoreBlocks(const ScoreArgs& args) {
     float best = -kInfinity;
     for (std::int32_t key = begin; key < begin + args.block_size && key < args.limit; ++key) {
       for (int row = 0; row < args.rows; ++row) {
-        const auto score = static_cast<float>(Dot(args.queries[row], args.keys, key));
+        const float level = args.levels == nullptr ? 0.0f : args.levels[row];
+        const float score = static_cast<float>(Dot(args.queries[row], args.keys, key)) - level;
         if (score > best) best = score;
       }
     }

@@ -83,14 +83,6 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable neon::kTable = {.isa = "neon",
-                                  .tile_rows = 64,
-                                  .dim_multiple = Vec::kLanes,
-                                  .few_rows = kMaxFewRows,
-                                  .attend = Attend,
-                                  .attend_scratch = AttendScratch,
-                                  .kernel = Kernel,
-                                  .score_blocks = ScoreBlocks,
-                                  .score_scratch = ScoreScratch};
+const KernelTable neon::kTable = MakeTable("neon", /*tile_rows=*/64);
 
 }  // namespace coppice

@@ -3,13 +3,15 @@
 // Few rows (decode): key values sit in the lanes, all rows of the group share each load.
 //   One pass over K and V for up to kMaxFewRows rows, a chunk of keys of every KV head at a time:
 //
-//      scores of kGroupKeys keys, head by head ..   softmax of each head   values, head by head
-//      (the chunk's values are fetched)                                    (the next keys are fetched)
+//      each head: scores, kGroupKeys keys at once       each head: softmax, values
+//      (the values of the chunk are fetched meanwhile)  (the keys of the next chunk are fetched)
 //
-//   In a cache [token][head][dim] the rows of all heads of a token are neighbours: both the scores
-//   and the fetching walk through memory nearly from front to back.
+//   In a cache [token][head][dim] the rows of all heads of a token are neighbours. The arithmetic
+//   takes head after head, but what it finds in the cache was fetched token after token: memory is
+//   read from front to back.
 
-// Keys in a chunk, whose values are read once all their scores are known.
+// Keys in a chunk, whose values are read once all their scores are known. Zen 4, f16, 32/8 heads x
+// 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
 constexpr int kChunkKeys = 32;
 // Keys that are scored together.
 constexpr int kGroupKeys = 4;
@@ -43,6 +45,7 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch& few) {
 // out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).
 class RowsAhead {
  public:
+  RowsAhead() = default;  // nothing to fetch
   RowsAhead(const AttendArgs* args, RowsView AttendArgs::*view, int problems,
             const std::int32_t* rows, int count)
       : args_(args), view_(view), problems_(problems), next_(rows), end_(rows + count) {
@@ -50,10 +53,10 @@ class RowsAhead {
     BeginRow();
   }
 
-  // Two lines at a time: more at once are dropped when the queue of misses is full.
+  // Two lines at a time keep up with the arithmetic; four were no faster (13.0 against 13.3 GB/s).
   void Fetch() {
     if (line_ == nullptr) return;
-    __builtin_prefetch(line_ + 0, 0, 2);
+    __builtin_prefetch(line_, 0, 2);
     __builtin_prefetch(line_ + 64, 0, 2);
     line_ += 128;
     if (line_ < row_end_) return;
@@ -75,12 +78,12 @@ class RowsAhead {
     row_end_ = line_ + bytes_;
   }
 
-  const AttendArgs* args_;
-  RowsView AttendArgs::*view_;
-  int problems_;
-  const std::int32_t* next_;
-  const std::int32_t* end_;
-  std::int64_t bytes_;
+  const AttendArgs* args_ = nullptr;
+  RowsView AttendArgs::*view_ = nullptr;
+  int problems_ = 0;
+  const std::int32_t* next_ = nullptr;
+  const std::int32_t* end_ = nullptr;
+  std::int64_t bytes_ = 0;
   int problem_ = 0;
   const std::byte* line_ = nullptr;
   const std::byte* row_end_ = nullptr;
@@ -281,7 +284,7 @@ inline void RestrictRow(const KeySegment& segment, int row, const std::int32_t* 
 inline void AddVisibleValues(const AttendArgs& args, const FewScratch& few, int row,
                              const std::int32_t* keys, int count) {
   const float keep = 1.0f;
-  RowsAhead nothing(&args, &AttendArgs::values, 1, keys, 0);
+  RowsAhead nothing;
   const int dim = args.values.dim;
   float* output = few.outputs + static_cast<std::int64_t>(row) * dim;
   for (int i = 0; i < dim; ++i) output[i] *= few.shrink[row];

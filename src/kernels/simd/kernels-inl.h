@@ -69,6 +69,7 @@ std::string_view Kernel(const AttendShape& shape) { return Choose(shape).name; }
 struct ScoreScratchLayout {
   F32Scores::Operands operands;
   float* queries;          // few rows: [rows][dim]
+  float* levels;           // [lanes]; idle lanes repeat the first row, as in the operands
   std::int32_t* keys;      // [kTileKeys]
   std::int32_t* block_of;  // [kTileKeys]
   float* scores;           // [kTileKeys][kPanel], or [rows][kChunkKeys]
@@ -77,6 +78,7 @@ struct ScoreScratchLayout {
 inline void LayOutScore(Cutter& cutter, int rows, int dim, ScoreScratchLayout& layout) {
   F32Scores::LayOut(cutter, rows, dim, layout.operands);
   layout.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim);
+  layout.levels = cutter.Take<float>(LanesFor(rows));
   layout.keys = cutter.Take<std::int32_t>(kTileKeys);
   layout.block_of = cutter.Take<std::int32_t>(kTileKeys);
   layout.scores = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * kPanel);
@@ -88,13 +90,15 @@ inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, i
   F32Scores::TakeKeys(args.keys, layout.keys, count, layout.operands);
   for (int panel = 0; panel < PanelsFor(args.rows); ++panel) {
     const int vectors = VectorsOf(args.rows, panel);
+    const float* levels = layout.levels + panel * kPanel;
     F32Scores::Score(layout.operands, args.keys.dim, panel, vectors, count, layout.scores, nothing);
     for (int j = 0; j < count;) {
       const std::int32_t block = layout.block_of[j];
       Vec most = Vec::Set(args.scores[block]);
       for (; j < count && layout.block_of[j] == block; ++j) {
         for (int v = 0; v < vectors; ++v) {
-          most = MaxOrSecond(Vec::Load(layout.scores + j * kPanel + v * Vec::kLanes), most);
+          const Vec product = Vec::Load(layout.scores + j * kPanel + v * Vec::kLanes);
+          most = MaxOrSecond(product - Vec::Load(levels + v * Vec::kLanes), most);
         }
       }
       args.scores[block] = MaxLanes(most);
@@ -103,8 +107,7 @@ inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, i
 }
 
 inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout, int count) {
-  const AttendArgs no_args;
-  RowsAhead nothing(&no_args, &AttendArgs::keys, 1, nullptr, 0);
+  RowsAhead nothing;
   for (int j = 0; j < count; j += kGroupKeys) {
     ScoreRows(layout.queries, args.rows, args.keys, layout.keys + j, Min(kGroupKeys, count - j),
               nothing, layout.scores + j);
@@ -112,7 +115,7 @@ inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout, in
   for (int row = 0; row < args.rows; ++row) {
     for (int j = 0; j < count; ++j) {
       float& best = args.scores[layout.block_of[j]];
-      const float score = layout.scores[row * kChunkKeys + j];
+      const float score = layout.scores[row * kChunkKeys + j] - layout.levels[row];
       if (score > best) best = score;
     }
   }
@@ -124,6 +127,10 @@ void ScoreBlocks(const ScoreArgs& args) {
   ScoreScratchLayout layout;
   Cutter cutter{args.scratch};
   LayOutScore(cutter, args.rows, args.keys.dim, layout);
+  for (int lane = 0; lane < LanesFor(args.rows); ++lane) {
+    const int row = lane < args.rows ? lane : 0;
+    layout.levels[lane] = args.levels == nullptr ? 0.0f : args.levels[row];
+  }
   if (few) {
     for (int row = 0; row < args.rows; ++row) {
       for (int i = 0; i < args.keys.dim; ++i) {
@@ -156,4 +163,16 @@ std::size_t ScoreScratch(int rows, int dim) {
   ScoreScratchLayout layout;
   LayOutScore(cutter, rows, dim, layout);
   return cutter.used;
+}
+
+constexpr KernelTable MakeTable(std::string_view isa, int tile_rows) {
+  return {.isa = isa,
+          .tile_rows = tile_rows,
+          .dim_multiple = Vec::kLanes,
+          .few_rows = kMaxFewRows,
+          .attend = Attend,
+          .attend_scratch = AttendScratch,
+          .kernel = Kernel,
+          .score_blocks = ScoreBlocks,
+          .score_scratch = ScoreScratch};
 }
