@@ -15,6 +15,8 @@
 #include <immintrin.h>
 #endif
 
+#include "coppice/huge_pages.h"
+
 namespace coppice::bench {
 namespace {
 
@@ -195,6 +197,7 @@ double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool) {
   const std::unique_ptr<float, Free> data(
       static_cast<float*>(std::aligned_alloc(4096, kStreamBytes)));
   if (data == nullptr) return 0;
+  PreferHugePages(data.get(), kStreamBytes);
   constexpr std::size_t kCount = kChunkBytes / sizeof(float);
   const auto chunks = static_cast<int>(kStreamBytes / kChunkBytes);
   const auto chunk = [&](int item) { return data.get() + static_cast<std::size_t>(item) * kCount; };

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "coppice/huge_pages.h"
 #include "core/rows.h"
 
 namespace coppice::bench {
@@ -86,7 +87,9 @@ Result<Inputs> Inputs::Allocate(const Shape& shape) {
   Inputs inputs;
   inputs.shape_ = shape;
   const auto allocate = [](std::size_t bytes) {
-    return Bytes(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    Bytes memory(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    if (memory != nullptr) PreferHugePages(memory.get(), bytes);  // as the door does with a cache
+    return memory;
   };
   inputs.queries_ =
       allocate(static_cast<std::size_t>(shape.queries * shape.heads * shape.dim) * sizeof(float));

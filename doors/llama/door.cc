@@ -45,6 +45,12 @@ AttentionInputs InputsOf(const FlashNode& node, const MaskReading& mask, const C
   return inputs;
 }
 
+// The cells of a cache from its first to the last that is in use.
+void ReachRows(GrowingHugePages& pages, const TensorView& rows, std::int64_t first_cell) {
+  const auto* first = static_cast<const std::byte*>(rows.data);
+  pages.Reach(first - first_cell * rows.token_stride, first + rows.tokens * rows.token_stride);
+}
+
 std::size_t SampleBytes(const TensorView& keys) {
   return std::min<std::size_t>(64, static_cast<std::size_t>(RowBytes(keys.type, keys.dim)));
 }
@@ -116,6 +122,8 @@ std::string Door::Plan(NodeRecord& record) {
   Result<Layer*> found = LayerAt(index);
   if (!found.ok()) return found.status().message() + ": left to llama.cpp";
   Layer& layer = **found;
+  ReachRows(layer.key_pages, node.keys, node.first_cell);
+  ReachRows(layer.value_pages, node.values, node.first_cell);
 
   const MaskReading& mask =
       cache->Mask(node.mask, node.mask_stride, static_cast<std::int32_t>(node.queries.tokens),

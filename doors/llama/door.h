@@ -21,6 +21,7 @@
 #include "cache_tracker.h"
 #include "choice.h"
 #include "coppice/attention.h"
+#include "coppice/huge_pages.h"
 #include "coppice/llama.h"
 #include "coppice/settings.h"
 #include "flash_node.h"
@@ -49,6 +50,8 @@ class Door {
 
     Attention dense;
     std::optional<Attention> pruned;  // for layers that the settings prune
+    GrowingHugePages key_pages;
+    GrowingHugePages value_pages;
     // A selection may be kept from one step to the next only while keys are appended.
     KeyRange cells;
     std::uint64_t changes = 0;

@@ -3,7 +3,7 @@
 // Few rows (decode): key values sit in the lanes, all rows of the group share each load.
 //   One pass over K and V for up to kMaxFewRows rows, a chunk of keys of every KV head at a time:
 //
-//      each head: scores, kGroupKeys keys at once       each head: softmax, values
+//      each head: scores, four keys at a time           each head: softmax, values
 //      (the values of the chunk are fetched meanwhile)  (the keys of the next chunk are fetched)
 //
 //   In a cache [token][head][dim] the rows of all heads of a token are neighbours. The arithmetic
@@ -13,8 +13,6 @@
 // Keys in a chunk, whose values are read once all their scores are known. Zen 4, f16, 32/8 heads x
 // 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
 constexpr int kChunkKeys = 32;
-// Keys that are scored together.
-constexpr int kGroupKeys = 4;
 // Above this the tile kernel is faster even with most lanes empty (estimated from its cost: 2
 // products of 16 lanes against a dot product and a reduction for each row).
 constexpr int kMaxFewRows = 8;
@@ -89,24 +87,25 @@ class RowsAhead {
   const std::byte* row_end_ = nullptr;
 };
 
-// scores[r][j] = queries[r] . k_j for R rows and the four keys at j.
+// scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
+// compiler would find its elements with vector arithmetic, which waits behind the sums of the four
+// keys before (Zen 4, 4 rows x 128: 47 cycles a key against 40).
 template <int R, DType kType>
-inline void ScoreFourKeys(const float* queries, const RowsView& keys, const std::byte* const* at,
-                          RowsAhead& ahead, float* scores) {
+inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, const std::byte* b,
+                          const std::byte* c, const std::byte* d, RowsAhead& ahead, float* scores) {
   Vec sum[R][4];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sum[r][j] = Vec::Set(0.0f);
   }
-  for (int i = 0; i < keys.dim; i += Vec::kLanes) {
+  for (int i = 0; i < dim; i += Vec::kLanes) {
     ahead.Fetch();
-    Vec key[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) key[j] = LoadAs<kType>(at[j], i);
+    const Vec key[4] = {LoadAs<kType>(a, i), LoadAs<kType>(b, i), LoadAs<kType>(c, i),
+                        LoadAs<kType>(d, i)};
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const Vec query = Vec::Load(queries + r * keys.dim + i);
+      const Vec query = Vec::Load(queries + r * dim + i);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) sum[r][j] = MulAdd(query, key[j], sum[r][j]);
     }
@@ -117,15 +116,16 @@ inline void ScoreFourKeys(const float* queries, const RowsView& keys, const std:
   }
 }
 
-// scores[r][j] = queries[r] . k_j for R rows and up to kGroupKeys keys.
+// scores[r][j] = queries[r] . k_j for R rows and up to kChunkKeys keys.
 template <int R, DType kType>
-inline void ScoreGroup(const float* queries, const RowsView& keys, const std::int32_t* index,
+inline void ScoreChunk(const float* queries, const RowsView& keys, const std::int32_t* index,
                        int count, RowsAhead& ahead, float* scores) {
   const int last = count - 1;  // ragged: the last one again
-  const std::byte* const at[kGroupKeys] = {
-      keys.data + index[0] * keys.stride, keys.data + index[Min(1, last)] * keys.stride,
-      keys.data + index[Min(2, last)] * keys.stride, keys.data + index[Min(3, last)] * keys.stride};
-  ScoreFourKeys<R, kType>(queries, keys, at, ahead, scores);
+  const auto row = [&](int j) { return keys.data + index[Min(j, last)] * keys.stride; };
+  for (int j = 0; j < count; j += 4) {
+    ScoreFourKeys<R, kType>(queries, keys.dim, row(j), row(j + 1), row(j + 2), row(j + 3), ahead,
+                            scores + j);
+  }
 }
 
 // outputs[r][i] = outputs[r][i] * shrink[r] + sum_j weights[r][j] * v_j[i] for NV lane vectors from
@@ -178,14 +178,14 @@ inline void AddChunk(const float* weights, const float* shrink, const RowsView& 
   add.template operator()<1>();
 }
 
-using ScoreGroupFn = void (*)(const float*, const RowsView&, const std::int32_t*, int, RowsAhead&,
+using ScoreChunkFn = void (*)(const float*, const RowsView&, const std::int32_t*, int, RowsAhead&,
                               float*);
 using AddChunkFn = void (*)(const float*, const float*, const RowsView&, const std::int32_t*, int,
                             RowsAhead&, float*);
 
 template <DType kType>
-constexpr ScoreGroupFn kScoreGroup[5] = {nullptr, ScoreGroup<1, kType>, ScoreGroup<2, kType>,
-                                         ScoreGroup<3, kType>, ScoreGroup<4, kType>};
+constexpr ScoreChunkFn kScoreChunk[5] = {nullptr, ScoreChunk<1, kType>, ScoreChunk<2, kType>,
+                                         ScoreChunk<3, kType>, ScoreChunk<4, kType>};
 template <DType kType>
 constexpr AddChunkFn kAddChunk[5] = {nullptr, AddChunk<1, kType>, AddChunk<2, kType>,
                                      AddChunk<3, kType>, AddChunk<4, kType>};
@@ -194,8 +194,8 @@ constexpr AddChunkFn kAddChunk[5] = {nullptr, AddChunk<1, kType>, AddChunk<2, kT
 inline void ScoreRows(const float* queries, int rows, const RowsView& keys,
                       const std::int32_t* index, int count, RowsAhead& ahead, float* scores) {
   for (int row = 0; row < rows; row += 4) {
-    const ScoreGroupFn score =
-        WithType(keys.type, [&]<DType kType>() { return kScoreGroup<kType>[Min(4, rows - row)]; });
+    const ScoreChunkFn score =
+        WithType(keys.type, [&]<DType kType>() { return kScoreChunk<kType>[Min(4, rows - row)]; });
     score(queries + row * keys.dim, keys, index, count, ahead, scores + row * kChunkKeys);
   }
 }
@@ -313,15 +313,14 @@ inline void AttendChunk(const AttendArgs* args, int problems, const KeySegment& 
                         bool all_visible, const std::int32_t* keys, int count,
                         const std::int32_t* next, int next_count, FewScratch* few) {
   RowsAhead values(args, &AttendArgs::values, problems, keys, count);
+  const auto weigh = [&](int p) { WeighChunk(args[p], segment, all_visible, keys, count, few[p]); };
   for (int p = 0; p < problems; ++p) {
-    for (int j = 0; j < count; j += kGroupKeys) {
-      ScoreRows(few[p].queries, args[p].rows, args[p].keys, keys + j, Min(kGroupKeys, count - j),
-                values, few[p].scores + j);
-    }
+    ScoreRows(few[p].queries, args[p].rows, args[p].keys, keys, count, values, few[p].scores);
+    if (p > 0) weigh(p - 1);
   }
+  weigh(problems - 1);
   RowsAhead ahead(args, &AttendArgs::keys, problems, next, next_count);
   for (int p = 0; p < problems; ++p) {
-    WeighChunk(args[p], segment, all_visible, keys, count, few[p]);
     if (all_visible) {
       AddRows(few[p].scores, few[p].shrink, args[p].rows, args[p].values, keys, count, ahead,
               few[p].outputs);

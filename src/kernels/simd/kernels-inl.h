@@ -108,10 +108,7 @@ inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, i
 
 inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout, int count) {
   RowsAhead nothing;
-  for (int j = 0; j < count; j += kGroupKeys) {
-    ScoreRows(layout.queries, args.rows, args.keys, layout.keys + j, Min(kGroupKeys, count - j),
-              nothing, layout.scores + j);
-  }
+  ScoreRows(layout.queries, args.rows, args.keys, layout.keys, count, nothing, layout.scores);
   for (int row = 0; row < args.rows; ++row) {
     for (int j = 0; j < count; ++j) {
       float& best = args.scores[layout.block_of[j]];
