@@ -131,44 +131,91 @@ TEST_P(Hostile, PoisonBehindTheVisibleRangeIsNotSeen) {
   }
 }
 
-// The last key row ends where an unreadable page begins.
-TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
+void ReadToTheEdge(const KernelTable& kernels, int rows, DType type) {
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  constexpr std::size_t kKeys = 37;
-  const std::size_t bytes = kKeys * 64 * 2;
+  constexpr int kKeys = 37;
+  const std::int64_t row_bytes = RowBytes(type, 64);
+  const auto bytes = static_cast<std::size_t>(kKeys * row_bytes);
   const std::size_t pages = (bytes + page - 1) / page;
   auto* memory = static_cast<std::byte*>(mmap(nullptr, (pages + 1) * page, PROT_READ | PROT_WRITE,
                                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   ASSERT_EQ(mprotect(memory + pages * page, page, PROT_NONE), 0);
-  const KernelProblem problem(DType::kF16, rows(), kKeys, 64, 64, 9);
+  const KernelProblem problem(type, rows, kKeys, 64, 64, 9);
   std::byte* at = memory + pages * page - bytes;
   std::memcpy(at, problem.keys.bytes.data(), bytes);
 
   std::vector<const float*> queries;
-  std::vector<float> output(static_cast<std::size_t>(rows()) * 64), lses(output.size());
+  std::vector<float> output(static_cast<std::size_t>(rows) * 64), lses(output.size());
   std::vector<float*> outputs;
-  for (int row = 0; row < rows(); ++row) {
+  for (int row = 0; row < rows; ++row) {
     queries.push_back(problem.queries.values.data() + row * 64);
     outputs.push_back(output.data() + row * 64);
   }
   const KeySegment segment = {
       .runs = problem.runs.data(), .run_count = 1, .visible = problem.visible.data()};
-  AlignedBytes scratch =
-      AllocateAligned(kernels().attend_scratch({.rows = rows(), .dim_k = 64, .dim_v = 64}));
-  const AttendArgs args = {.rows = rows(),
+  AlignedBytes scratch = AllocateAligned(kernels.attend_scratch({.rows = rows,
+                                                                 .dim_k = 64,
+                                                                 .dim_v = 64,
+                                                                 .key_type = type,
+                                                                 .value_type = type,
+                                                                 .fast = true}));
+  const AttendArgs args = {.rows = rows,
                            .queries = queries.data(),
-                           .keys = {at, 128, DType::kF16, 64},
-                           .values = {at, 128, DType::kF16, 64},
+                           .keys = {at, row_bytes, type, 64},
+                           .values = {at, row_bytes, type, 64},
                            .scale = problem.scale,
+                           .fast = true,
                            .segments = &segment,
                            .segment_count = 1,
                            .outputs = outputs.data(),
                            .lses = lses.data(),
                            .scratch = scratch.get()};
-  kernels().attend(&args, 1);  // a fault ends the test
+  kernels.attend(&args, 1);  // a fault ends the test
   EXPECT_TRUE(std::isfinite(output[0]));
   munmap(memory, (pages + 1) * page);
+}
+
+// A scale that is no number poisons the rows that see it, and no other; integers cannot hold it.
+TEST_P(Hostile, FastArithmeticShowsAScaleThatIsNoNumber) {
+  for (const std::uint16_t poison : {std::uint16_t{0x7E00}, std::uint16_t{0x7C00}}) {  // NaN, inf
+    for (const bool in_keys : {true, false}) {
+      KernelProblem problem(DType::kQ8_0, rows(), 200, 64, 64, 3);
+      problem.fast = true;
+      for (int row = 0; row < rows(); ++row) {
+        problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? 150 : 200};
+      }
+      const ReferenceResult want = problem.Want();
+      Tensor& poisoned = in_keys ? problem.keys : problem.values;
+      std::memcpy(poisoned.bytes.data() + 160 * RowBytes(DType::kQ8_0, 64), &poison, 2);
+      const KernelResult got = Solve(kernels(), problem);
+      for (int row = 0; row < rows(); ++row) {
+        const auto at = static_cast<std::size_t>(row * 64);
+        if (row % 2 == 0) {
+          EXPECT_LE(RelativeError(got.output.data() + at, {want.output.begin() + row * 64,
+                                                           want.output.begin() + row * 64 + 64}),
+                    3e-2);
+        } else if (!in_keys || poison == 0x7E00) {
+          EXPECT_FALSE(std::isfinite(got.output[at])) << row;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Hostile, FastArithmeticTakesScalesOfZero) {
+  KernelProblem problem(DType::kQ8_0, rows(), 70, 64, 64, 3);
+  problem.fast = true;
+  std::fill(problem.values.bytes.begin(), problem.values.bytes.end(), std::byte{0});
+  const KernelResult got = Solve(kernels(), problem);
+  for (const float output : got.output) EXPECT_EQ(output, 0.0f);
+}
+
+// The last key row ends where an unreadable page begins.
+TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
+  for (const DType type : {DType::kF16, DType::kQ8_0}) {
+    ReadToTheEdge(kernels(), rows(), type);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, Hostile,

@@ -156,17 +156,35 @@ TEST_P(AttendKernel, FastArithmeticStaysWithinItsBounds) {
 
 TEST_P(AttendKernel, FastArithmeticHidesWhatARowDoesNotSee) {
   for (const DType type : {DType::kBF16, DType::kQ8_0}) {
-    KernelProblem problem(type, 40, 900, 64, 64, 11);
-    problem.fast = true;
-    problem.runs = {{0, 5}, {7, 8}, {20, 22}, {64, 128}, {130, 331}, {700, 701}, {702, 900}};
-    for (int row = 0; row < 40; ++row) {
-      problem.visible[static_cast<std::size_t>(row)] = {row % 3 * 9, 600 + row * 3};
+    for (const int rows : {6, 40}) {
+      KernelProblem problem(type, rows, 900, 64, 64, 11);
+      problem.fast = true;
+      problem.runs = {{0, 5}, {7, 8}, {20, 22}, {64, 128}, {130, 331}, {700, 701}, {702, 900}};
+      for (int row = 0; row < rows; ++row) {
+        problem.visible[static_cast<std::size_t>(row)] = {row % 3 * 9, 600 + row * 3};
+      }
+      problem.visible[0] = {50, 60};    // between runs: empty
+      problem.visible[1] = {700, 701};  // one key
+      const KernelResult got = Solve(kernels(), problem);
+      EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), 2e-2) << NameOf(type);
+      EXPECT_EQ(got.lse[0], -std::numeric_limits<float>::infinity());
     }
-    problem.visible[0] = {50, 60};    // between runs: empty
-    problem.visible[1] = {700, 701};  // one key
-    const KernelResult got = Solve(kernels(), problem);
-    EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), 2e-2) << NameOf(type);
-    EXPECT_EQ(got.lse[0], -std::numeric_limits<float>::infinity());
+  }
+}
+
+// An error of a score is a relative one of its weight, so peaked attention suffers more; the sums
+// themselves must not lose anything over many chunks.
+TEST_P(AttendKernel, FastArithmeticKeepsItsAccuracyOverLongContexts) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0}) {
+    for (const int rows : {4, 7, 48}) {
+      for (const auto& [sharpness, bound] : {std::pair{1.0f, 8e-3}, {4.0f, 3e-2}}) {
+        KernelProblem problem(type, rows, 16384, 128, 128, 21, sharpness);
+        problem.fast = true;
+        const KernelResult got = Solve(kernels(), problem);
+        EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), bound)
+            << NameOf(type) << ", rows " << rows << ", sharpness " << sharpness;
+      }
+    }
   }
 }
 

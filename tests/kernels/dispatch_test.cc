@@ -75,11 +75,11 @@ constexpr Expected kExpected[] = {
     {"avx512_vnni", DType::kF32, kTile, kRows, kTile, kRows},
     {"avx512_vnni", DType::kF16, kTile, kRows, kTile, kRows},
     {"avx512_vnni", DType::kBF16, kTile, kRows, kTile, kRows},
-    {"avx512_vnni", DType::kQ8_0, kTile, kRows, "tile int8 f32", kRows},
+    {"avx512_vnni", DType::kQ8_0, kTile, kRows, "tile int8 f32", "rows int8 int16"},
     {"avx512_bf16", DType::kF32, kTile, kRows, kTile, kRows},
     {"avx512_bf16", DType::kF16, kTile, kRows, kTile, kRows},
     {"avx512_bf16", DType::kBF16, kTile, kRows, "tile bf16 bf16", kRows},
-    {"avx512_bf16", DType::kQ8_0, kTile, kRows, "tile int8 bf16", kRows},
+    {"avx512_bf16", DType::kQ8_0, kTile, kRows, "tile int8 bf16", "rows int8 int16"},
     {"neon", DType::kF32, kTile, kRows, kTile, kRows},
     {"neon", DType::kF16, kTile, kRows, kTile, kRows},
     {"neon", DType::kBF16, kTile, kRows, kTile, kRows},
@@ -121,8 +121,8 @@ TEST(Dispatch, EveryTypeAndDimGetsTheKernelThatIsListed) {
 TEST(Dispatch, MixedTypesKeepWhatEachHalfAllows) {
   const KernelTable* table = FindKernels("avx512_bf16");
   if (table == nullptr) GTEST_SKIP() << "no AVX-512 BF16 here";
-  const auto kernel = [&](DType key_type, DType value_type) {
-    return table->kernel({.rows = 64,
+  const auto kernel = [&](DType key_type, DType value_type, int rows = 64) {
+    return table->kernel({.rows = rows,
                           .dim_k = 128,
                           .dim_v = 128,
                           .key_type = key_type,
@@ -133,6 +133,8 @@ TEST(Dispatch, MixedTypesKeepWhatEachHalfAllows) {
   EXPECT_EQ(kernel(DType::kF16, DType::kBF16), "tile f32 bf16");
   EXPECT_EQ(kernel(DType::kQ8_0, DType::kF16), "tile int8 f32");
   EXPECT_EQ(kernel(DType::kF32, DType::kQ8_0), "tile f32 bf16");
+  EXPECT_EQ(kernel(DType::kQ8_0, DType::kF16, 4), kRows);
+  EXPECT_EQ(kernel(DType::kF16, DType::kQ8_0, 4), kRows);
 }
 
 }  // namespace

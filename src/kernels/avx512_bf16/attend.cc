@@ -14,6 +14,7 @@ namespace {
 #include "kernels/simd/avx512_vec-inl.h"
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
+#include "kernels/simd/int8_rows-inl.h"
 #include "kernels/simd/bf16-inl.h"
 // clang-format on
 
@@ -28,7 +29,7 @@ constexpr Solver kTileInt8F32 = TileSolver<Int8Scores, F32Values>("tile int8 f32
 constexpr Solver kTileInt8Bf16 = TileSolver<Int8Scores, Bf16Values>("tile int8 bf16");
 
 const Solver& Choose(const AttendShape& shape) {
-  if (shape.rows <= kMaxFewRows) return kRowsF32;
+  if (shape.rows <= kMaxFewRows) return ChooseRows(shape);
   if (!shape.fast) return kTileF32;
   // f32 and f16 values keep more than bf16 would leave of them.
   const bool round_values = shape.value_type == DType::kBF16 || shape.value_type == DType::kQ8_0;

@@ -14,13 +14,14 @@ namespace {
 #include "kernels/simd/avx512_vec-inl.h"
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
+#include "kernels/simd/int8_rows-inl.h"
 // clang-format on
 
 constexpr Solver kTileInt8 = {"tile int8 f32", AttendTiles<Int8Scores, F32Values>,
                               TileScratchOf<Int8Scores, F32Values>};
 
 const Solver& Choose(const AttendShape& shape) {
-  if (shape.rows <= kMaxFewRows) return kRowsF32;
+  if (shape.rows <= kMaxFewRows) return ChooseRows(shape);
   return shape.fast && shape.key_type == DType::kQ8_0 ? kTileInt8 : kTileF32;
 }
 

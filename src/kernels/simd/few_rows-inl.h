@@ -12,15 +12,14 @@
 
 // Keys in a chunk, whose values are read once all their scores are known. Zen 4, f16, 32/8 heads x
 // 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
-constexpr int kChunkKeys = 32;
+constexpr int kChunkKeys = 64;
 // Above this the tile kernel is faster even with most lanes empty (estimated from its cost: 2
 // products of 16 lanes against a dot product and a reduction for each row).
 constexpr int kMaxFewRows = 8;
 // KV heads whose groups are read in turn; more only cost stack.
 constexpr int kMaxProblems = 16;
 
-struct FewScratch {
-  float* queries;  // [rows][dim_k], times scale * log2(e)
+struct FewSums {
   float* outputs;  // [rows][dim_v], not normalised
   float* scores;   // [kMaxFewRows][kChunkKeys]
   float* bias;     // [kChunkKeys]
@@ -29,8 +28,15 @@ struct FewScratch {
   float shrink[kMaxFewRows];  // of what was summed before the chunk at hand
 };
 
-inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch& few) {
-  few.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim_k);
+// Rows: what the products are made with, F32Rows below or Int8Rows.
+template <typename Rows>
+struct FewScratch : FewSums {
+  typename Rows::Operands operands;
+};
+
+template <typename Rows>
+inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& few) {
+  Rows::LayOut(cutter, dim_k, dim_v, few.operands);
   few.outputs = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim_v);
   few.scores = cutter.Take<float>(kMaxFewRows * kChunkKeys);
   few.bias = cutter.Take<float>(kChunkKeys);
@@ -48,6 +54,10 @@ class RowsAhead {
             const std::int32_t* rows, int count)
       : args_(args), view_(view), problems_(problems), next_(rows), end_(rows + count) {
     bytes_ = RowBytes((args->*view).type, (args->*view).dim);
+    if (Touching()) {
+      bytes_ *= problems_;
+      problems_ = 1;
+    }
     BeginRow();
   }
 
@@ -66,6 +76,14 @@ class RowsAhead {
   }
 
  private:
+  // The rows of a token follow one another, head after head: then they are fetched as one.
+  bool Touching() const {
+    for (int p = 1; p < problems_; ++p) {
+      if ((args_[p].*view_).data != (args_->*view_).data + p * bytes_) return false;
+    }
+    return true;
+  }
+
   void BeginRow() {
     if (next_ == end_) {
       line_ = nullptr;
@@ -281,7 +299,7 @@ inline void RestrictRow(const KeySegment& segment, int row, const std::int32_t* 
 }
 
 // As in AddValuesOneByOne: what a row does not see must not touch it.
-inline void AddVisibleValues(const AttendArgs& args, const FewScratch& few, int row,
+inline void AddVisibleValues(const AttendArgs& args, const FewSums& few, int row,
                              const std::int32_t* keys, int count) {
   const float keep = 1.0f;
   RowsAhead nothing;
@@ -297,7 +315,7 @@ inline void AddVisibleValues(const AttendArgs& args, const FewScratch& few, int 
 
 // Scores of a chunk, all there, to weights.
 inline void WeighChunk(const AttendArgs& args, const KeySegment& segment, bool all_visible,
-                       const std::int32_t* keys, int count, FewScratch& few) {
+                       const std::int32_t* keys, int count, FewSums& few) {
   for (int row = 0; row < args.rows; ++row) {
     float* scores = few.scores + row * kChunkKeys;
     ShapeRow(args, row, keys, count, scores);
@@ -308,22 +326,45 @@ inline void WeighChunk(const AttendArgs& args, const KeySegment& segment, bool a
   }
 }
 
+struct F32Rows {
+  struct Operands {
+    float* queries;  // [rows][dim_k], times scale * log2(e)
+  };
+  static void LayOut(Cutter& cutter, int dim_k, int /*dim_v*/, Operands& to) {
+    to.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim_k);
+  }
+  static void TakeQueries(const AttendArgs& args, const Operands& to) {
+    const Vec scale = Vec::Set(args.scale * kLog2E);
+    for (int row = 0; row < args.rows; ++row) {
+      for (int i = 0; i < args.keys.dim; i += Vec::kLanes) {
+        (Vec::Load(args.queries[row] + i) * scale).Store(to.queries + row * args.keys.dim + i);
+      }
+    }
+  }
+  static void Score(const Operands& from, const AttendArgs& args, const std::int32_t* keys,
+                    int count, RowsAhead& ahead, float* scores) {
+    ScoreRows(from.queries, args.rows, args.keys, keys, count, ahead, scores);
+  }
+  static void Add(const Operands& /*from*/, const AttendArgs& args, const FewSums& few,
+                  const std::int32_t* keys, int count, RowsAhead& ahead) {
+    AddRows(few.scores, few.shrink, args.rows, args.values, keys, count, ahead, few.outputs);
+  }
+};
+
 // A chunk of keys of all problems; `next` will be read after it.
+template <typename Rows>
 inline void AttendChunk(const AttendArgs* args, int problems, const KeySegment& segment,
                         bool all_visible, const std::int32_t* keys, int count,
-                        const std::int32_t* next, int next_count, FewScratch* few) {
+                        const std::int32_t* next, int next_count, FewScratch<Rows>* few) {
   RowsAhead values(args, &AttendArgs::values, problems, keys, count);
-  const auto weigh = [&](int p) { WeighChunk(args[p], segment, all_visible, keys, count, few[p]); };
   for (int p = 0; p < problems; ++p) {
-    ScoreRows(few[p].queries, args[p].rows, args[p].keys, keys, count, values, few[p].scores);
-    if (p > 0) weigh(p - 1);
+    Rows::Score(few[p].operands, args[p], keys, count, values, few[p].scores);
   }
-  weigh(problems - 1);
   RowsAhead ahead(args, &AttendArgs::keys, problems, next, next_count);
   for (int p = 0; p < problems; ++p) {
+    WeighChunk(args[p], segment, all_visible, keys, count, few[p]);
     if (all_visible) {
-      AddRows(few[p].scores, few[p].shrink, args[p].rows, args[p].values, keys, count, ahead,
-              few[p].outputs);
+      Rows::Add(few[p].operands, args[p], few[p], keys, count, ahead);
     } else {
       for (int row = 0; row < args[p].rows; ++row) {
         AddVisibleValues(args[p], few[p], row, keys, count);
@@ -333,7 +374,8 @@ inline void AttendChunk(const AttendArgs* args, int problems, const KeySegment& 
 }
 
 // A segment of all problems, chunk by chunk.
-inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScratch* few) {
+template <typename Rows>
+inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScratch<Rows>* few) {
   const KeySegment& segment = args[0].segments[s];
   const int rows = args[0].rows;
   std::int32_t buffers[2][kChunkKeys];
@@ -353,23 +395,20 @@ inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScr
   }
 }
 
-inline void BeginFew(const AttendArgs& args, FewScratch& few) {
-  const int dim_k = args.keys.dim;
+template <typename Rows>
+inline void BeginFew(const AttendArgs& args, FewScratch<Rows>& few) {
+  Rows::TakeQueries(args, few.operands);
   const int dim_v = args.values.dim;
   for (int row = 0; row < args.rows; ++row) {
     few.highest[row] = kLowest;
     Vec::Set(0.0f).Store(few.total + row * Vec::kLanes);
-    const Vec scale = Vec::Set(args.scale * kLog2E);
-    for (int i = 0; i < dim_k; i += Vec::kLanes) {
-      (Vec::Load(args.queries[row] + i) * scale).Store(few.queries + row * dim_k + i);
-    }
     for (int i = 0; i < dim_v; i += Vec::kLanes) {
       Vec::Set(0.0f).Store(few.outputs + row * dim_v + i);
     }
   }
 }
 
-inline void FinishFew(const AttendArgs& args, const FewScratch& few) {
+inline void FinishFew(const AttendArgs& args, const FewSums& few) {
   const int dim_v = args.values.dim;
   for (int row = 0; row < args.rows; ++row) {
     const float total = SumLanes(Vec::Load(few.total + row * Vec::kLanes));
@@ -382,8 +421,9 @@ inline void FinishFew(const AttendArgs& args, const FewScratch& few) {
   }
 }
 
+template <typename Rows>
 inline void AttendFew(const AttendArgs* args, int problems) {
-  FewScratch few[kMaxProblems];
+  FewScratch<Rows> few[kMaxProblems];
   Cutter cutter{args[0].scratch};
   for (int p = 0; p < problems; ++p) {
     LayOutFew(cutter, args[p].keys.dim, args[p].values.dim, few[p]);

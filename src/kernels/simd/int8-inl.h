@@ -1,6 +1,6 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// int8 scores of q8_0 keys for the tile kernel: an element is four int8 numbers, and one
+// int8 scores of q8_0 keys for the tile kernel (int8_rows-inl.h has those for few rows): an element is four int8 numbers, and one
 // instruction (vpdpbusd) adds their products to an int32 sum, four times the f32 rate.
 //
 //   s = sum over blocks b of 32:  d_k[b] d_q[b] sum_i k_i q_i
@@ -8,6 +8,30 @@
 // Queries are rounded to int8 with one scale for each block of 32, as the keys are. The instruction
 // wants one side unsigned, so queries are stored as q + 128, and the sum starts at -128 sum_i k_i.
 // Cost for a block, key and lane vector: 8 dot products, a conversion, a product, a multiply-add.
+
+// A block of a query, rounded to steps of what is returned, as bytes q + 128, four in a word.
+inline float RoundBlock(const float* from, std::uint32_t* words) {
+  float largest = 0;
+  for (int i = 0; i < kQ8BlockSize; ++i) {
+    const float size = __builtin_fabsf(from[i]);
+    if (!(size <= largest)) largest = size;
+    if (size != size) break;
+  }
+  // An infinity or NaN makes the step one too, and the scores of the row NaN.
+  const float step = largest / 127;
+  const float inverse = step == 0.0f ? 0.0f : 1 / step;
+  for (int word = 0; word < kQ8BlockSize / 4; ++word) {
+    words[word] = 0;
+    for (int i = 0; i < 4; ++i) {
+      const float steps = from[4 * word + i] * inverse;
+      const bool sane = steps > -127.5f && steps < 127.5f;  // else a scale is no number
+      const auto byte =
+          static_cast<std::uint8_t>(128 + (sane ? static_cast<int>(__builtin_rintf(steps)) : 0));
+      words[word] |= static_cast<std::uint32_t>(byte) << (8 * i);
+    }
+  }
+  return step;
+}
 
 struct Int8Scores {
   static constexpr int kBlock = static_cast<int>(kQ8BlockSize);
@@ -38,21 +62,12 @@ struct Int8Scores {
       const float* query = queries[lane < rows ? lane : 0];
       const std::int64_t panel = lane / kPanel;
       for (int block = 0; block < dim / kBlock; ++block) {
-        const float* from = query + block * kBlock;
-        const float step = Largest(from) / 127;
-        // An infinity or NaN makes the step one too, and the scores of the row NaN.
-        const float inverse = step == 0.0f ? 0.0f : 1 / step;
+        std::uint32_t words[kWords];
+        const float step = RoundBlock(query + block * kBlock, words);
         to.query_scales[(panel * (dim / kBlock) + block) * kPanel + lane % kPanel] = step * scale;
         for (int word = 0; word < kWords; ++word) {
-          std::uint32_t bytes = 0;
-          for (int i = 0; i < 4; ++i) {
-            const float steps = from[4 * word + i] * inverse;
-            const bool sane = steps > -127.5f && steps < 127.5f;  // else a scale is no number
-            const auto byte = static_cast<std::uint8_t>(
-                128 + (sane ? static_cast<int>(__builtin_rintf(steps)) : 0));
-            bytes |= static_cast<std::uint32_t>(byte) << (8 * i);
-          }
-          to.queries[(panel * (dim / 4) + block * kWords + word) * kPanel + lane % kPanel] = bytes;
+          to.queries[(panel * (dim / 4) + block * kWords + word) * kPanel + lane % kPanel] =
+              words[word];
         }
       }
     }
@@ -86,15 +101,6 @@ struct Int8Scores {
   }
 
  private:
-  static float Largest(const float* values) {
-    float largest = 0;
-    for (int i = 0; i < kBlock; ++i) {
-      const float size = __builtin_fabsf(values[i]);
-      if (!(size <= largest)) largest = size;
-      if (size != size) return size;
-    }
-    return largest;
-  }
   static int SumBytes(__m256i bytes) {
     // Unsigned bytes, 128 too large each.
     const __m256i sums =

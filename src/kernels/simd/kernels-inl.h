@@ -41,21 +41,23 @@ std::size_t TileScratchOf(const AttendShape& shape) {
   return TileBytes<Scores, Values>(shape.rows, shape.dim_k, shape.dim_v);
 }
 
+template <typename Rows>
 void AttendRows(const AttendArgs* args, int problems) {
   for (int p = 0; p < problems; p += kMaxProblems) {
-    AttendFew(args + p, Min(kMaxProblems, problems - p));
+    AttendFew<Rows>(args + p, Min(kMaxProblems, problems - p));
   }
 }
-std::size_t RowsScratch(const AttendShape& shape) {
+template <typename Rows>
+std::size_t RowsScratchOf(const AttendShape& shape) {
   Cutter cutter{nullptr};
-  FewScratch few;
+  FewScratch<Rows> few;
   LayOutFew(cutter, shape.dim_k, shape.dim_v, few);
   return cutter.used * static_cast<std::size_t>(Min(shape.problems, kMaxProblems));
 }
 
 constexpr Solver kTileF32 = {"tile f32 f32", AttendTiles<F32Scores, F32Values>,
                              TileScratchOf<F32Scores, F32Values>};
-constexpr Solver kRowsF32 = {"rows f32 f32", AttendRows, RowsScratch};
+constexpr Solver kRowsF32 = {"rows f32 f32", AttendRows<F32Rows>, RowsScratchOf<F32Rows>};
 
 // Each instruction set chooses among its own.
 const Solver& Choose(const AttendShape& shape);
