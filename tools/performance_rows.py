@@ -76,7 +76,7 @@ ROWS = (
     prefill("f16 dim 96", "--head-dim", 96),
     prefill("f16 dim 256", "--head-dim", 256),
     decode("f16 4 Ki", 4 * KI, label="f16, 4 Ki keys", peers=True),
-    decode("f16 16 Ki", 16 * KI, label="16 Ki"),
+    decode("f16 16 Ki", 16 * KI, label="16 Ki", peers=True),
     decode("f16 64 Ki", 64 * KI, label="64 Ki", peers=True),
     decode("f16 128 Ki", 128 * KI, label="128 Ki"),
     decode("bf16 64 Ki", 64 * KI, "--kv-type", "bf16"),
