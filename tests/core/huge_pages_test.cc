@@ -4,15 +4,16 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
-#include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
-#include <string>
+
+#include "support/huge_pages.h"
 
 namespace coppice {
 namespace {
+
+using testing::HugeKib;
+using testing::SystemHasHugePages;
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 constexpr std::size_t kBytes = 4 * kHugePage;
@@ -33,31 +34,6 @@ void ExpectContents(const std::byte* memory) {
   for (std::size_t i = 0; i < kBytes; ++i) {
     ASSERT_EQ(memory[i], static_cast<std::byte>(i * 2654435761u >> 9)) << i;
   }
-}
-
-// KiB of the mapping around `address` that lie in huge pages; -1 where the system does not tell.
-long HugeKib(const std::byte* address) {
-  std::ifstream maps("/proc/self/smaps");
-  const auto wanted = reinterpret_cast<std::uintptr_t>(address);
-  bool inside = false;
-  for (std::string line; std::getline(maps, line);) {
-    unsigned long begin = 0;
-    unsigned long end = 0;
-    long kib = 0;
-    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
-      inside = begin <= wanted && wanted < end;
-    } else if (inside && std::sscanf(line.c_str(), "AnonHugePages: %ld kB", &kib) == 1) {
-      return kib;
-    }
-  }
-  return -1;
-}
-
-bool SystemHasHugePages() {
-  const auto memory = MakeMemory();
-  constexpr int kCollapse = 25;
-  return madvise(memory.get(), kBytes, MADV_HUGEPAGE) == 0 &&
-         madvise(memory.get(), kBytes, kCollapse) == 0 && HugeKib(memory.get()) > 0;
 }
 
 TEST(HugePages, KeepContentsAndHoldWhatFillsThem) {

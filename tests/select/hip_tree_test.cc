@@ -287,7 +287,7 @@ TEST(HipTree, BreadthFollowsBranchesThatTheBudgetWouldDrop) {
 // The rounds see the middle keys of a block alone, the last step sees all of it.
 TEST(HipTree, ProbesScoreTheMiddleAndTheLastStepTheWholeBlock) {
   std::vector<float> scores(64, 0.0f);
-  scores[3] = 3.0f;   // block 0: outside of its probe, keys 3 and 4 of 8 for a probe of 2
+  scores[3] = 3.0f;   // block 0, in its probe: keys 3 and 4 of 8
   scores[11] = 1.0f;  // block 1, in its probe
   scores[17] = 9.0f;  // block 2, outside of its probe
   ScoresCase probing(scores);
@@ -299,6 +299,19 @@ TEST(HipTree, ProbesScoreTheMiddleAndTheLastStepTheWholeBlock) {
   EXPECT_EQ(probing.Run().starts, std::vector<std::int32_t>{16});
   probing.settings.breadth = 1;  // the rounds decide: block 2 never shows its 9
   EXPECT_NE(probing.Run().starts, std::vector<std::int32_t>{16});
+}
+
+TEST(HipTree, AProbeLiesInTheMiddleOfItsBlock) {
+  std::vector<float> scores(64, 0.0f);
+  scores[16] = 9.0f;  // first key of block 2, which stands for the left half
+  scores[51] = 5.0f;  // middle of block 6, which stands for the right half
+  scores[59] = 4.0f;  // middle of block 7, which stands for the right half of that
+  ScoresCase probing(scores);
+  probing.settings.block_k = 8;
+  probing.settings.budget = 8;
+  probing.settings.probe = 2;
+  probing.settings.representative = Representative::kCenter;
+  EXPECT_EQ(probing.Run().starts, std::vector<std::int32_t>{48});
 }
 
 TEST(HipTree, OnlyTheLastTokenOfAStrideScores) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "session.h"
+#include "support/huge_pages.h"
 
 namespace coppice::testing {
 namespace {
@@ -43,6 +44,23 @@ TEST_F(Pruning, LongPromptIsPruned) {
   EXPECT_GT(stats.decode.seconds, 0);
   session.attention().ClearStats();
   EXPECT_EQ(session.attention().stats().calls, 0U);
+}
+
+// A cache of 2 KiB a token, 6 MiB of keys and as much of values: two whole pages of each at least.
+TEST(DoorMemory, TheCacheMovesIntoHugePagesAsItFills) {
+  if (!SystemHasHugePages()) GTEST_SKIP() << "no huge pages here";
+  TinyModel wide = TinyLlama();
+  wide.layers = 1;
+  wide.heads = wide.kv_heads = 8;
+  wide.head_dim = 128;
+  const ModelPtr model = LoadTiny(wide);
+  ASSERT_NE(model, nullptr);
+  SessionOptions options{.context = 4096, .batch = 512, .attention = DenseSettings()};
+  Session session(model.get(), options);
+  session.Feed(500, 0);
+  const long before = HugeKib();
+  session.Feed(2560, 500);
+  EXPECT_GE(HugeKib() - before, 4 * 2048);
 }
 
 TEST_F(Pruning, FirstLayersStayDense) {
