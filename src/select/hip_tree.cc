@@ -175,8 +175,12 @@ class HipTree final : public Selector {
     return scratch;
   }
 
-  // The last token of every stride scores, or the last of all when there are fewer.
-  int FirstScoringToken(int tokens) const { return std::min(tokens, query_stride_) - 1; }
+  // The last token of every stride scores. A ragged block leaves some over: the paper drops them (and
+  // takes the last of all when there is no whole stride); balanced, strides are counted from the end,
+  // since the newest token, whose prediction is next, must find what it needs.
+  int FirstScoringToken(int tokens) const {
+    return balance_ ? (tokens - 1) % query_stride_ : std::min(tokens, query_stride_) - 1;
+  }
 
   int ScoringRows(int tokens, int heads_per_token) const {
     const int scoring = (tokens - 1 - FirstScoringToken(tokens)) / query_stride_ + 1;
