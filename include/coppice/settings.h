@@ -30,7 +30,7 @@ struct AttentionSettings {
   int sink = 32;         // first tokens, always read
   int window = 256;      // newest tokens, always read (counted for each query)
   Representative representative = Representative::kCenter;
-  int breadth = 8;          // branches that the search follows for each block that it keeps
+  int breadth = 16;         // branches that the search follows for each block that it keeps
   int probe = 2;            // keys that it scores of a branch's representative; 0: all of the block
   bool balance = true;      // query rows compare keys with what they see in sink and window
   bool share_group = true;  // the query heads of one KV head share a selection
