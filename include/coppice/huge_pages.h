@@ -15,8 +15,8 @@
 namespace coppice {
 
 // Moves what lies in [data, data + bytes) into huge pages, as far as it fills whole ones of 2 MiB.
-// Contents and addresses stay; others may read and write meanwhile. It takes about as long as copying
-// does. A wish: where the system has none to give (not Linux, or older than 6.1), nothing changes.
+// Contents and addresses stay; others may read and write meanwhile. What is there is copied once. A
+// wish: where the system has none to give (not Linux, or older than 6.1), nothing changes.
 void PreferHugePages(const void* data, std::size_t bytes);
 
 // The same for memory that is filled from front to back: each call takes up what has been added since

@@ -2,7 +2,8 @@
 //
 // The tree search of HiP attention (arXiv 2406.09827, section 3): find the key blocks that a query
 // block needs by scoring one representative of each branch, and never looking at most of the keys.
-// It knows no softmax, and of sink, window and causality only where they end the searched range:
+// Of sink and window it knows where they end the searched range and, balanced, what a row sees there
+// (below); of causality nothing more:
 // with window >= block_q + block_k - 1 every key that it scores is older than every query of the
 // block; with less, early queries are scored with keys that attention hides from them.
 //

@@ -1,7 +1,7 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
 // A selector answers one question: which key blocks does this query block need? It knows neither
-// softmax nor threads. A new method is one file in this folder and one line in registry.cc.
+// outputs nor threads. A new method is one file in this folder and one line in registry.cc.
 #pragma once
 
 #include <cstddef>

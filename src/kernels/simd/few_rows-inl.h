@@ -11,8 +11,7 @@
 //   read from front to back.
 
 // Keys in a chunk, whose values are read once all their scores are known. Zen 4, f16, 32/8 heads x
-// 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64; q8_0 in integers pays
-// more for each chunk.
+// 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
 constexpr int kChunkKeys = 64;
 // Above this the tile kernel is faster even with most lanes empty (estimated from its cost: 2
 // products of 16 lanes against a dot product and a reduction for each row).

@@ -1,7 +1,7 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// Few rows (decode) over q8_0 keys and values in integers: a row of 128 numbers is 136 bytes, so
-// arithmetic on widened numbers takes twice as long as the memory does.
+// Few rows (decode) over q8_0 keys and values in integers: a row of 128 numbers is 136 bytes, and
+// widening it to f32 costs far more than reading it.
 //
 //   scores: keys in the lanes. A block of 16 keys is turned, so that a lane holds four bytes of a key,
 //   and vpdpbusd adds their products with four bytes of a query that all lanes share. No sum crosses
@@ -21,9 +21,9 @@
 //   with m_p the largest p of the row in the chunk and m_d the largest scale. Queries are rounded to
 //   int8 as in int8-inl.h, which is the larger error by far.
 //
-// Cost of a key for 4 rows of dim 128: 32 + 64 dot-product instructions for 16 lanes of four and two
-// products, half the multiply-adds of f32, beside 16 shuffles. Zen 4, 64 Ki keys: 11.9 GB/s against
-// the 8.0 of widened numbers.
+// Cost of a key for 4 rows of dim 128, counted in the source: 8 + 16 dot-product instructions, where
+// f32 takes 64 multiply-adds, beside 8 + 12 shuffles and conversions. Zen 4, 64 Ki keys: 12.4 GB/s
+// against the 8.0 of widened numbers.
 
 struct Int8Rows {
   static constexpr int kBlock = static_cast<int>(kQ8BlockSize);
@@ -121,6 +121,7 @@ struct Int8Rows {
     return _mm256_loadu_si256(
         reinterpret_cast<const __m256i*>(row + block * kQ8BlockBytes + sizeof(std::uint16_t)));
   }
+
   // words[w], lane j = the four bytes k + 128 from 4 w on of key j.
   static void TurnKeys(const std::byte* const* rows, int block, __m512i* words) {
     __m512i pairs[8];
