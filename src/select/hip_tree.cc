@@ -43,7 +43,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <memory>
 
@@ -77,17 +76,28 @@ struct Scratch {
   std::int32_t* starts;  // [2 * slots] first tokens of the representatives to score
   std::int32_t* owners;  // [2 * slots] their candidates
   float* scores;         // [2 * slots] their scores
-  std::uint64_t* ranks;  // [2 * slots]
+  std::int32_t* ranks;   // [2 * slots]
   std::byte* kernel;
 };
 
-// A larger rank is a better candidate. Positions differ, so ranks do.
-std::uint64_t Rank(float score, std::size_t position) {
+// Integers in the order of the scores; -0 ties with +0, and NaN with +inf.
+std::int32_t Rank(float score) {
   if (std::isnan(score)) score = std::numeric_limits<float>::infinity();
-  const auto bits = std::bit_cast<std::uint32_t>(score + 0.0f);  // -0 ties with +0
-  constexpr std::uint32_t kSign = 0x80000000u;
-  const std::uint32_t ascending = (bits & kSign) != 0 ? ~bits : bits | kSign;
-  return (std::uint64_t{ascending} << 32) | ~static_cast<std::uint32_t>(position);
+  const auto bits = std::bit_cast<std::int32_t>(score + 0.0f);
+  return bits < 0 ? bits ^ std::numeric_limits<std::int32_t>::max() : bits;
+}
+
+// The rank of the `most`-th best, bit by bit: 32 plain counts, for which the compiler finds vector
+// instructions, take a quarter of the time of std::nth_element and its wrong guesses (2,048 ranks).
+std::int32_t LastKeptRank(const std::int32_t* ranks, std::size_t count, std::int32_t most) {
+  std::uint32_t last = 0x80000000u;
+  for (std::uint32_t bit = 0x80000000u; bit > 0; bit >>= 1) {
+    const auto raised = static_cast<std::int32_t>(last + bit);
+    std::int32_t above = 0;
+    for (std::size_t i = 0; i < count; ++i) above += ranks[i] >= raised ? 1 : 0;
+    if (above >= most) last += bit;
+  }
+  return static_cast<std::int32_t>(last);
 }
 
 class HipTree final : public Selector {
@@ -171,7 +181,7 @@ class HipTree final : public Selector {
     scratch.starts = cutter.Take<std::int32_t>(2 * most);
     scratch.owners = cutter.Take<std::int32_t>(2 * most);
     scratch.scores = cutter.Take<float>(2 * most);
-    scratch.ranks = cutter.Take<std::uint64_t>(2 * most);
+    scratch.ranks = cutter.Take<std::int32_t>(2 * most);
     scratch.kernel = cutter.Take<std::byte>(0);
     return scratch;
   }
@@ -296,16 +306,19 @@ class HipTree final : public Selector {
     }
   }
 
-  // The `most` best candidates by rank, in ascending order of position.
+  // The `most` best candidates, in ascending order of position.
   void KeepBest(std::size_t count, std::int32_t most, const Scratch& scratch) const {
-    for (std::size_t i = 0; i < count; ++i) {
-      scratch.ranks[i] = Rank(scratch.candidates[i].score, i);
-    }
-    std::uint64_t* last_kept = scratch.ranks + most - 1;
-    std::nth_element(scratch.ranks, last_kept, scratch.ranks + count, std::greater<>());
-    Branch* kept = scratch.kept;
-    for (std::size_t i = 0; i < count; ++i) {
-      if (Rank(scratch.candidates[i].score, i) >= *last_kept) *kept++ = scratch.candidates[i];
+    for (std::size_t i = 0; i < count; ++i) scratch.ranks[i] = Rank(scratch.candidates[i].score);
+    const std::int32_t last = LastKeptRank(scratch.ranks, count, most);
+    std::int32_t better = 0;
+    for (std::size_t i = 0; i < count; ++i) better += scratch.ranks[i] > last ? 1 : 0;
+    std::int32_t ties = most - better;  // the left-most of those that rank last
+    std::int32_t kept = 0;
+    for (std::size_t i = 0; i < count && kept < most; ++i) {
+      scratch.kept[kept] = scratch.candidates[i];
+      const bool tie = scratch.ranks[i] == last && ties > 0;
+      ties -= tie ? 1 : 0;
+      kept += scratch.ranks[i] > last || tie ? 1 : 0;
     }
   }
 

@@ -106,31 +106,33 @@ inline void PrefetchRow(const RowsView& view, std::int32_t row) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
 
-// The keys and values of some rows, fetched a few at a time while something else is computed.
+// The keys, and values if given, of some rows, fetched a few at a time while something else is
+// computed.
 class TileAhead {
  public:
-  TileAhead() = default;
-  TileAhead(const RowsView& keys, const RowsView& values, const std::int32_t* rows, int count,
+  TileAhead() = default;  // nothing to fetch
+  TileAhead(const RowsView* keys, const RowsView* values, const std::int32_t* rows, int count,
             int at_a_time)
-      : keys_(&keys), values_(&values), rows_(rows), count_(count), at_a_time_(at_a_time) {}
+      : views_{keys, values},
+        rows_(rows),
+        count_(count),
+        total_(values == nullptr ? count : 2 * count),
+        at_a_time_(at_a_time) {}
 
   void Fetch() {
-    for (int n = 0; n < at_a_time_ && at_ < 2 * count_; ++n, ++at_) {
-      if (at_ < count_) {
-        PrefetchRow(*keys_, rows_[at_]);
-      } else {
-        PrefetchRow(*values_, rows_[at_ - count_]);
-      }
+    for (int n = 0; n < at_a_time_ && at_ < total_; ++n, ++at_) {
+      const bool key = at_ < count_;
+      PrefetchRow(*views_[key ? 0 : 1], rows_[key ? at_ : at_ - count_]);
     }
   }
 
  private:
-  const RowsView* keys_ = nullptr;
-  const RowsView* values_ = nullptr;
+  const RowsView* views_[2] = {nullptr, nullptr};
   const std::int32_t* rows_ = nullptr;
   int count_ = 0;
+  int total_ = 0;  // of the keys and then the values
   int at_a_time_ = 0;
-  int at_ = 0;  // of the keys and then the values
+  int at_ = 0;
 };
 
 // ---- A tile of keys, gathered from runs ----------------------------------------------------------

@@ -68,55 +68,100 @@ void Attend(const AttendArgs* args, int problems) {
 std::size_t AttendScratch(const AttendShape& shape) { return Choose(shape).scratch(shape); }
 std::string_view Kernel(const AttendShape& shape) { return Choose(shape).name; }
 
+// Keys of candidate blocks.
+struct CandidateKeys {
+  std::int32_t* keys;       // [kTileKeys]
+  std::int32_t* candidate;  // [kTileKeys], whose key it is
+  int count;
+};
+
+// Names the keys of all candidates, some at a time.
+class CandidateWalk {
+ public:
+  explicit CandidateWalk(const ScoreArgs& args) : args_(args) {}
+
+  void Next(int most, CandidateKeys& some) {
+    some.count = 0;
+    for (; candidate_ < args_.count; ++candidate_, offset_ = 0) {
+      const std::int32_t start = args_.starts[candidate_];
+      const std::int32_t end = Min(start + args_.block_size, args_.limit);
+      for (; start + offset_ < end; ++offset_) {
+        if (some.count == most) return;
+        some.keys[some.count] = start + offset_;
+        some.candidate[some.count++] = candidate_;
+      }
+    }
+  }
+
+ private:
+  const ScoreArgs& args_;
+  int candidate_ = 0;
+  int offset_ = 0;
+};
+
 struct ScoreScratchLayout {
   F32Scores::Operands operands;
-  float* queries;          // few rows: [rows][dim]
-  float* levels;           // [lanes]; idle lanes repeat the first row, as in the operands
-  std::int32_t* keys;      // [kTileKeys]
-  std::int32_t* block_of;  // [kTileKeys]
-  float* scores;           // [kTileKeys][kPanel], or [rows][kChunkKeys]
+  float* queries;  // few rows: [rows][dim]
+  float* levels;   // [lanes]; idle lanes repeat the first row, as in the operands
+  CandidateKeys now;
+  CandidateKeys next;
+  float* scores;  // [kTileKeys][kPanel], or [rows][kChunkKeys]
 };
 
 inline void LayOutScore(Cutter& cutter, int rows, int dim, ScoreScratchLayout& layout) {
   F32Scores::LayOut(cutter, rows, dim, layout.operands);
   layout.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim);
   layout.levels = cutter.Take<float>(LanesFor(rows));
-  layout.keys = cutter.Take<std::int32_t>(kTileKeys);
-  layout.block_of = cutter.Take<std::int32_t>(kTileKeys);
+  for (CandidateKeys* some : {&layout.now, &layout.next}) {
+    some->keys = cutter.Take<std::int32_t>(kTileKeys);
+    some->candidate = cutter.Take<std::int32_t>(kTileKeys);
+  }
   layout.scores = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * kPanel);
 }
 
-// Raises the block scores by one tile of keys; all rows, many of them.
-inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout, int count) {
-  TileAhead nothing;
-  F32Scores::TakeKeys(args.keys, layout.keys, count, layout.operands);
+// Raises the scores of candidates by some of their keys; all rows, many of them.
+inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout) {
+  const auto& [keys, candidate, count] = layout.now;
+  const int steps = PanelsFor(args.rows) * kTileKeys / 12;
+  TileAhead ahead(&args.keys, nullptr, layout.next.keys, layout.next.count,
+                  1 + layout.next.count / steps);
+  F32Scores::TakeKeys(args.keys, keys, count, layout.operands);
   for (int panel = 0; panel < PanelsFor(args.rows); ++panel) {
     const int vectors = VectorsOf(args.rows, panel);
     const float* levels = layout.levels + panel * kPanel;
-    F32Scores::Score(layout.operands, args.keys.dim, panel, vectors, count, layout.scores, nothing);
+    F32Scores::Score(layout.operands, args.keys.dim, panel, vectors, count, layout.scores, ahead);
     for (int j = 0; j < count;) {
-      const std::int32_t block = layout.block_of[j];
-      Vec most = Vec::Set(args.scores[block]);
-      for (; j < count && layout.block_of[j] == block; ++j) {
+      float& score = args.scores[candidate[j]];
+      Vec most = Vec::Set(score);
+      for (const int same = candidate[j]; j < count && candidate[j] == same; ++j) {
         for (int v = 0; v < vectors; ++v) {
           const Vec product = Vec::Load(layout.scores + j * kPanel + v * Vec::kLanes);
           most = MaxOrSecond(product - Vec::Load(levels + v * Vec::kLanes), most);
         }
       }
-      args.scores[block] = MaxLanes(most);
+      score = MaxLanes(most);
     }
   }
 }
 
-inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout, int count) {
-  RowsAhead nothing;
-  ScoreRows(layout.queries, args.rows, args.keys, layout.keys, count, nothing, layout.scores);
-  for (int row = 0; row < args.rows; ++row) {
-    for (int j = 0; j < count; ++j) {
-      float& best = args.scores[layout.block_of[j]];
-      const float score = layout.scores[row * kChunkKeys + j] - layout.levels[row];
-      if (score > best) best = score;
+// The same for few rows. Candidates are scattered, and their misses, fetched all at once, are more
+// than a processor takes on: each chunk is fetched under the one before.
+inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout) {
+  const auto& [keys, candidate, count] = layout.now;
+  const AttendArgs rows = {.keys = args.keys};
+  RowsAhead ahead(&rows, &AttendArgs::keys, 1, layout.next.keys, layout.next.count);
+  ScoreRows(layout.queries, args.rows, args.keys, keys, count, ahead, layout.scores);
+  for (int j = 0; j < count; j += Vec::kLanes) {
+    Vec most = Vec::Set(kMinusInfinity);
+    for (int row = 0; row < args.rows; ++row) {
+      const Vec product = Vec::Load(layout.scores + row * kChunkKeys + j);
+      most = MaxOrSecond(product - Vec::Set(layout.levels[row]), most);
     }
+    most.Store(layout.scores + j);
+  }
+  for (int j = 0; j < count; ++j) {
+    float& score = args.scores[candidate[j]];
+    score = layout.scores[j] > score ? layout.scores[j] : score;  // no branch to guess wrong
   }
 }
 
@@ -139,22 +184,18 @@ void ScoreBlocks(const ScoreArgs& args) {
   } else {
     F32Scores::TakeQueries(args.queries, args.rows, args.keys.dim, 1.0f, layout.operands);
   }
-  int count = 0;
-  const auto flush = [&] {
-    few ? ScoreFew(args, layout, count) : ScoreTile(args, layout, count);
-    count = 0;
-  };
-  for (int block = 0; block < args.count; ++block) {
-    args.scores[block] = kMinusInfinity;
-    const int end = Min(args.starts[block] + args.block_size, args.limit);
-    for (int key = args.starts[block]; key < end; ++key) {
-      layout.keys[count] = key;
-      PrefetchRow(args.keys, key);  // candidates are scattered: let their misses overlap
-      layout.block_of[count] = block;
-      if (++count == most) flush();
-    }
+  for (int candidate = 0; candidate < args.count; ++candidate) {
+    args.scores[candidate] = kMinusInfinity;
   }
-  if (count > 0) flush();
+  CandidateWalk walk(args);
+  walk.Next(most, layout.next);
+  while (layout.next.count > 0) {
+    const CandidateKeys done = layout.now;
+    layout.now = layout.next;
+    layout.next = done;
+    walk.Next(most, layout.next);
+    few ? ScoreFew(args, layout) : ScoreTile(args, layout);
+  }
 }
 
 std::size_t ScoreScratch(int rows, int dim) {
