@@ -7,6 +7,7 @@ the commit and the load that it was measured at. tools/draw_performance.py shows
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -29,10 +30,11 @@ FLAGS = (
 )
 KEPT = (
     "isa", "kernel", "arithmetic", "kv_type", "tokens", "queries", "heads", "kv_heads", "head_dim",
-    "threads", "rounds", "seconds_min", "seconds_median", "gflops", "gbytes_per_s", "peak_gflops",
-    "stream_gbytes_per_s", "selected_fraction", "select_s", "attend_s", "rel_error_vs_dense",
-    "rel_error_vs_float64",
+    "threads", "rounds", "seconds_min", "seconds_median", "seconds_p99", "gflops", "gbytes_per_s",
+    "peak_gflops", "stream_gbytes_per_s", "selected_fraction", "select_s", "attend_s",
+    "rel_error_vs_dense", "rel_error_vs_float64",
 )
+KEPT_DISTURBED = ("rounds", "seconds_median", "seconds_p99")
 KEPT_OF_PEER = ("version", "rounds", "seconds_min", "seconds_median", "rel_error_vs_float64")
 DIGITS = 5  # significant; the noise of a measurement is in the third
 BAD_USAGE = 2  # exit status: this build does not know a method, a type or an instruction set
@@ -105,8 +107,29 @@ def commit():
     return name + (" with changes" if changed else "")
 
 
+@contextlib.contextmanager
+def busy_process():
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
+
+
+def bench(command):
+    """Its report, or a Refusal with the last words of the command."""
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        words = result.stderr.strip().splitlines() or ["no message"]
+        raise Refusal(result.returncode, words[-1].split("error: ")[-1])
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
 def measure(row, options):
-    """The row's JSON, or a Refusal with the last words of the command."""
+    """The row's JSON, or a Refusal."""
     command = [str(options.coppice), "bench", "attention", *row.arguments()]
     command += ["--seconds", str(QUICK_SECONDS if options.quick else SECONDS)]
     command += ["--rounds", str(QUICK_ROUNDS if options.quick else ROUNDS), "--json"]
@@ -114,12 +137,7 @@ def measure(row, options):
         command.append("--peers")
     load = os.getloadavg()[0]
     began, busy, own = time.monotonic(), busy_seconds(), child_seconds()
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if result.returncode != 0:
-        words = result.stderr.strip().splitlines() or ["no message"]
-        raise Refusal(result.returncode, words[-1].split("error: ")[-1])
+    report = bench(command)
     measured = {
         "arguments": " ".join(command[1:]),
         "quick": options.quick,
@@ -130,7 +148,11 @@ def measure(row, options):
     if busy is not None:
         others = busy_seconds() - busy - (child_seconds() - own)
         measured["others_busy"] = round(max(0, others) / (time.monotonic() - began), 2)
-    return {**measured, **row_json(json.loads(result.stdout.strip().splitlines()[-1]))}
+    measured |= row_json(report)
+    if row.disturbed:
+        with busy_process():
+            measured["disturbed"] = kept(bench(command), KEPT_DISTURBED)
+    return measured
 
 
 class Refusal(Exception):

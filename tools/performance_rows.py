@@ -18,11 +18,12 @@ DECODE = ("--phase", "decode", "--heads", 32, "--kv-heads", 8)
 @dataclasses.dataclass(frozen=True)
 class Row:
     name: str
-    kind: str  # "prefill", "decode", "block-sparse", "pruned prefill" or "pruned decode"
+    kind: str  # "prefill", "decode", "block-sparse", "pruned prefill", "pruned decode" or "disturbed"
     shape: tuple
     options: tuple
     label: str = ""  # in the roofline figure; rows without one are left out of it
     peers: bool = False  # measured beside peers with --peers
+    disturbed: bool = False  # measured again while another process keeps a processor busy
 
     def arguments(self):
         defaults = {"--head-dim": 128, "--kv-type": "f16", "--threads": 1}
@@ -62,6 +63,11 @@ def pruned(phase, shape, length, tokens, label=""):
     return Row(f"pruned {phase} {length}", f"pruned {phase}", shape, options, label=label)
 
 
+def disturbed(length, tokens):
+    options = ("--method", "dense", "--tokens", tokens, "--threads", 2)
+    return Row(f"disturbed decode {length}", "disturbed", DECODE, options, disturbed=True)
+
+
 ROWS = (
     prefill("f16", label="f16", peers=True),
     prefill("f32", "--kv-type", "f32", label="f32"),
@@ -97,4 +103,7 @@ ROWS = (
     pruned("decode", DECODE, "8 Ki", 8 * KI),
     pruned("decode", DECODE, "128 Ki", 128 * KI),
     pruned("decode", DECODE, "1 Mi", MI),
+    disturbed("4 Ki", 4 * KI),
+    disturbed("16 Ki", 16 * KI),
+    disturbed("64 Ki", 64 * KI),
 )

@@ -145,6 +145,25 @@ def pruned_table(rows):
     )
 
 
+def disturbed_table(rows):
+    heads = [
+        "decode", "idle median", "idle p99", "median, ms", "p99, ms", "median / idle", "p99 / idle",
+    ]
+    lines = []
+    for name, row in of_kind(rows, "disturbed"):
+        idle, other = row["seconds_median"], row["disturbed"]
+        lines.append([
+            name.removeprefix("decode "), number(1e3 * idle), number(1e3 * row["seconds_p99"]),
+            number(1e3 * other["seconds_median"]), number(1e3 * other["seconds_p99"]),
+            number(other["seconds_median"] / idle), number(other["seconds_p99"] / idle),
+        ])
+    return titled(
+        "**Beside a busy process**: dense decode in the shape above on two threads, alone and "
+        "while another process keeps a processor busy; the ratios are to the median when alone.",
+        heads, lines,
+    )
+
+
 def peer_table(rows):
     heads = ["beside peers", "who", "ms", "time / ours", "error"]
     lines = []
@@ -193,5 +212,6 @@ def tables(data):
         *decode_table(rows),
         *sparse_table(rows),
         *pruned_table(rows),
+        *disturbed_table(rows),
         *peer_table(rows),
     ]

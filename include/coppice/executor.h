@@ -24,7 +24,9 @@ class ThreadPool {
   int threads() const;
 
   // Calls work(item, thread) once for each item in [0, items), thread in [0, threads()), and
-  // returns when all are done. One caller at a time.
+  // returns when all are done. One caller at a time. On Linux a thread, the caller's too, that
+  // another process has put off its processor may be moved to one that a thread of the pool no
+  // longer needs; which processors it may run on is as before when Run returns.
   void Run(int items, const std::function<void(int item, int thread)>& work);
 
  private:
