@@ -48,9 +48,9 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
                                    "; it must be between 1 and 1024");
   }
   for (const coppice_tensor* tensor : {&args.queries, &args.keys, &args.values, &args.output}) {
-    if (tensor->dtype < COPPICE_F32 || tensor->dtype > COPPICE_BF16) {
+    if (tensor->dtype < COPPICE_F32 || tensor->dtype > COPPICE_Q8_0) {
       return Status::InvalidArgument("dtype is " + std::to_string(tensor->dtype) +
-                                     "; known: 0 (f32), 1 (f16), 2 (bf16)");
+                                     "; known: 0 (f32), 1 (f16), 2 (bf16), 3 (q8_0)");
     }
   }
   if (args.output.dtype != COPPICE_F32) return Status::InvalidArgument("output must be f32");
@@ -65,7 +65,11 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
   settings.window = args.window;
   settings.representative = args.representative_center != 0 ? coppice::Representative::kCenter
                                                             : coppice::Representative::kFirst;
+  settings.breadth = args.breadth;
+  settings.probe = args.probe;
+  settings.balance = args.balance != 0;
   settings.share_group = args.share_group != 0;
+  settings.fast = args.fast != 0;
 
   const coppice::AttentionInputs inputs = {
       .queries = View(args.queries),
@@ -74,7 +78,10 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
       .output = {static_cast<float*>(args.output.data), args.output.tokens, args.output.heads,
                  args.output.dim, args.output.token_stride, args.output.head_stride},
       .lse = args.lse,
-      .scale = args.scale};
+      .scale = args.scale,
+      .softcap = args.softcap,
+      .alibi_slopes = args.alibi_slopes,
+      .sinks = args.sinks};
   coppice::ThreadPool pool(args.threads);
   return coppice::Attend(inputs, settings, pool);
 }
@@ -99,7 +106,11 @@ void coppice_attend_args_init(coppice_attend_args* args) {
   args->sink = defaults.sink;
   args->window = defaults.window;
   args->representative_center = defaults.representative == coppice::Representative::kCenter;
+  args->breadth = defaults.breadth;
+  args->probe = defaults.probe;
+  args->balance = defaults.balance;
   args->share_group = defaults.share_group;
+  args->fast = defaults.fast;
   args->threads = 1;
 }
 

@@ -35,10 +35,11 @@ enum coppice_error {
   COPPICE_INTERNAL = 5
 };
 
-enum coppice_dtype { COPPICE_F32 = 0, COPPICE_F16 = 1, COPPICE_BF16 = 2 };
+/* Q8_0: blocks of 32 elements, each an f16 scale and 32 signed bytes. */
+enum coppice_dtype { COPPICE_F32 = 0, COPPICE_F16 = 1, COPPICE_BF16 = 2, COPPICE_Q8_0 = 3 };
 
 /* A view [tokens, heads, dim]: element (t, h, i) lies at data + t * token_stride + h * head_stride +
- * i * element size; strides are in bytes. */
+ * i * element size (Q8_0: block i / 32 at + i / 32 * 34); strides are in bytes. */
 typedef struct coppice_tensor {
   void* data;
   int32_t dtype; /* enum coppice_dtype */
@@ -50,22 +51,29 @@ typedef struct coppice_tensor {
 } coppice_tensor;
 
 typedef struct coppice_attend_args {
-  uint32_t struct_size;   /* sizeof(coppice_attend_args), set by coppice_attend_args_init */
-  coppice_tensor queries; /* f32 [queries, heads, dim_k], not scaled */
-  coppice_tensor keys;    /* [keys, kv_heads, dim_k]; the last query sits on the last key */
-  coppice_tensor values;  /* [keys, kv_heads, dim_v] */
-  coppice_tensor output;  /* f32 [queries, heads, dim_v] */
-  float* lse;             /* [queries, heads], natural log, or null */
-  float scale;            /* 0: 1 / sqrt(dim_k) */
-  const char* method;     /* "dense", "hip", "streaming", ... */
-  int32_t budget;         /* tokens; this and the following as in coppice/settings.h */
+  uint32_t struct_size;      /* sizeof(coppice_attend_args), set by coppice_attend_args_init */
+  coppice_tensor queries;    /* f32 [queries, heads, dim_k], not scaled */
+  coppice_tensor keys;       /* [keys, kv_heads, dim_k]; the last query sits on the last key */
+  coppice_tensor values;     /* [keys, kv_heads, dim_v] */
+  coppice_tensor output;     /* f32 [queries, heads, dim_v] */
+  float* lse;                /* [queries, heads], natural log, or null */
+  float scale;               /* 0: 1 / sqrt(dim_k) */
+  float softcap;             /* this and the following two as in coppice/attention.h; 0: none */
+  const float* alibi_slopes; /* [heads], or null */
+  const float* sinks;        /* [heads], or null */
+  const char* method;        /* "dense", "hip", "streaming", ... */
+  int32_t budget;            /* tokens; this and the following as in coppice/settings.h */
   int32_t block_k;
   int32_t block_q;
   int32_t query_stride;
   int32_t sink;
   int32_t window;
   int32_t representative_center; /* 0: first */
+  int32_t breadth;
+  int32_t probe;
+  int32_t balance;
   int32_t share_group;
+  int32_t fast;
   int32_t threads;
 } coppice_attend_args;
 

@@ -1,6 +1,9 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
 #include "attention/layer.h"
 #include "coppice/coppice.h"
 
@@ -45,6 +48,61 @@ TEST(CApi, GivesWhatTheCppApiGives) {
     EXPECT_EQ(c.output, cpp.output);
     EXPECT_EQ(c.lse, cpp.lse);
   }
+}
+
+// Runs `change` on both sides and compares.
+template <typename ChangeC, typename ChangeCpp>
+void ExpectSame(DType type, const char* method, ChangeC change_c, ChangeCpp change_cpp) {
+  Layer c(type, 30, 900, 6, 2, 64, 64);
+  Layer cpp = c;
+  coppice_attend_args args = Args(c);
+  args.method = method;
+  AttentionSettings settings;
+  settings.method = method;
+  settings.budget = args.budget = 100;
+  AttentionInputs inputs = cpp.Inputs();
+  change_c(args);
+  change_cpp(inputs, settings);
+  ASSERT_EQ(coppice_attend(&args), COPPICE_OK) << coppice_last_error();
+  ThreadPool pool(1);
+  ASSERT_TRUE(Attend(inputs, settings, pool).ok());
+  EXPECT_EQ(c.output, cpp.output);
+  EXPECT_EQ(c.lse, cpp.lse);
+}
+
+TEST(CApi, HandsOverWhatTheModelHas) {
+  const std::vector<float> heads = {0.5f, 0.25f, 0.125f, -1.0f, 2.0f, 0.0f};
+  ExpectSame(
+      DType::kF16, "dense", [](coppice_attend_args& args) { args.softcap = 0.3f; },
+      [](AttentionInputs& inputs, AttentionSettings&) { inputs.softcap = 0.3f; });
+  ExpectSame(
+      DType::kF16, "dense", [&](coppice_attend_args& args) { args.alibi_slopes = heads.data(); },
+      [&](AttentionInputs& inputs, AttentionSettings&) { inputs.alibi_slopes = heads.data(); });
+  ExpectSame(
+      DType::kF16, "hip", [&](coppice_attend_args& args) { args.sinks = heads.data(); },
+      [&](AttentionInputs& inputs, AttentionSettings&) { inputs.sinks = heads.data(); });
+}
+
+TEST(CApi, HandsOverTheSettings) {
+  ExpectSame(
+      DType::kF16, "hip", [](coppice_attend_args& args) { args.breadth = 1; },
+      [](AttentionInputs&, AttentionSettings& settings) { settings.breadth = 1; });
+  ExpectSame(
+      DType::kF16, "hip",
+      [](coppice_attend_args& args) {
+        args.breadth = 1;
+        args.probe = 0;
+      },
+      [](AttentionInputs&, AttentionSettings& settings) {
+        settings.breadth = 1;
+        settings.probe = 0;
+      });
+  ExpectSame(
+      DType::kF16, "hip", [](coppice_attend_args& args) { args.balance = 0; },
+      [](AttentionInputs&, AttentionSettings& settings) { settings.balance = false; });
+  ExpectSame(
+      DType::kQ8_0, "dense", [](coppice_attend_args& args) { args.fast = 1; },
+      [](AttentionInputs&, AttentionSettings& settings) { settings.fast = true; });
 }
 
 TEST(CApi, MistakesHaveACodeAndAText) {
