@@ -181,5 +181,43 @@ TEST(HipTreeProperties, BalancedALoudHeadDoesNotHideWhatAQuietOneNeeds) {
   }
 }
 
+// Two tokens share a selection. The first attends to one far key; the key of the second would be far
+// more to it, but is newer than it, and so no measure of what it needs.
+TEST(HipTreeProperties, BalancedATokenIsMeasuredByWhatItSeesAlone) {
+  for (const KernelTable* kernels : AvailableKernels()) {
+    EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
+      AttentionSettings settings = DrawSettings();
+      settings.budget = 2 * settings.block_k;
+      settings.breadth = 4096;  // every block is a branch
+      settings.query_stride = 1;
+      settings.window = Draw(2, 200, "window");
+      settings.balance = true;
+      SelectProblem problem;
+      problem.tokens = 2;
+      problem.dim = SmallDim(*kernels);
+      const int blocks = Draw(4, 40, "blocks");
+      problem.visible = settings.sink + settings.window + blocks * settings.block_k;
+      problem.Resize();
+      problem.queries[1] = 30;
+      problem.queries[problem.dim] = 1000;
+      const auto key = [&](int j) {
+        return problem.keys.begin() + std::ptrdiff_t{j} * problem.dim;
+      };
+      for (int j = 0; j < problem.visible; ++j) key(j)[0] = static_cast<float>(j % 7);
+      key(problem.visible - 1)[0] = 7;
+      key(problem.visible - 1)[1] = 1000;
+      const int needle =
+          settings.sink + Draw(0, blocks * settings.block_k - 1, "needle (searched)");
+      key(needle)[0] = -1;
+      key(needle)[1] = 10;
+      const Selection selection = RunSelector(*MakeSelector(settings).value(), *kernels, problem);
+      RC_ASSERT(selection.in_bounds);
+      RC_ASSERT(std::any_of(selection.starts.begin(), selection.starts.end(), [&](int start) {
+        return start <= needle && needle < start + settings.block_k;
+      }));
+    }));
+  }
+}
+
 }  // namespace
 }  // namespace coppice
