@@ -27,13 +27,16 @@ cpu_set_t Only(int processor) {
 
 void Allow(const cpu_set_t& processors) { sched_setaffinity(0, sizeof(processors), &processors); }
 
+enum Place : unsigned { kAway = 0, kAtWork = 1, kMoved = 2, kPlaces = 3, kNextBegin = 4 };
+
 }  // namespace
 
+// Another thread may Begin while this is looked at: what was read then is not acted upon.
 struct StallableThread::System {
-  pid_t id = 0;
-  clockid_t clock = 0;
-  int processor = 0;  // where it began
-  cpu_set_t allowed;  // when it was moved
+  std::atomic<pid_t> id{0};
+  std::atomic<clockid_t> clock{0};
+  std::atomic<int> processor{0};  // where it began
+  cpu_set_t allowed;              // when it was moved
 
   // Whether it spends no processor time while the calling thread spends a little.
   bool HasNoProcessor() const {
@@ -44,46 +47,55 @@ struct StallableThread::System {
     if (clock_gettime(clock, &after) != 0) return false;
     return before.tv_sec == after.tv_sec && before.tv_nsec == after.tv_nsec;
   }
-
-  bool BringTo(int here) {
-    if (here < 0 || here >= CPU_SETSIZE || processor < 0 || processor >= CPU_SETSIZE) return false;
-    if (sched_getaffinity(id, sizeof(allowed), &allowed) != 0) return false;
-    if (!CPU_ISSET(static_cast<unsigned>(here), &allowed)) return false;
-    const cpu_set_t only = Only(here);
-    return sched_setaffinity(id, sizeof(only), &only) == 0;
-  }
 };
 
 StallableThread::StallableThread() : system_(std::make_unique<System>()) {}
 
 void StallableThread::Begin() {
+  clockid_t clock = 0;
+  pthread_getcpuclockid(pthread_self(), &clock);
+  system_->clock = clock;
   system_->id = gettid();
   system_->processor = sched_getcpu();
-  pthread_getcpuclockid(pthread_self(), &system_->clock);
-  place_.store(Place::kAtWork, std::memory_order_release);
+  const unsigned before = state_.load(std::memory_order_relaxed) & ~kPlaces;
+  state_.store(before + kNextBegin + kAtWork, std::memory_order_release);
 }
 
+// Waits for nobody: who moves it may have lost his processor to it.
 void StallableThread::End(bool go_back) {
-  for (Place place = Place::kAtWork;; place = Place::kAtWork) {
-    if (place_.compare_exchange_strong(place, Place::kAway, std::memory_order_acq_rel)) return;
-    if (place == Place::kMoved) break;
-    sched_yield();  // whoever watches may be waiting for this processor
-  }
+  const unsigned state = state_.fetch_and(~kPlaces, std::memory_order_acq_rel);
+  if ((state & kPlaces) != kMoved) return;
   if (go_back) Allow(Only(system_->processor));
   Allow(system_->allowed);
-  place_.store(Place::kAway, std::memory_order_release);
+}
+
+bool StallableThread::BringTo(int processor, unsigned state) {
+  const pid_t id = system_->id;
+  cpu_set_t* const allowed = &system_->allowed;
+  if (processor < 0 || processor >= CPU_SETSIZE) return false;
+  if (sched_getaffinity(id, sizeof(*allowed), allowed) != 0) return false;
+  if (!CPU_ISSET(static_cast<unsigned>(processor), allowed)) return false;
+  const unsigned moved = state - kAtWork + kMoved;
+  if (!state_.compare_exchange_strong(state, moved, std::memory_order_acq_rel)) return false;
+  const cpu_set_t only = Only(processor);
+  sched_setaffinity(id, sizeof(only), &only);
+  // It may have come to its end before it was moved, and freed itself too early.
+  if (state_.load(std::memory_order_acquire) != moved) {
+    sched_setaffinity(id, sizeof(*allowed), allowed);
+  }
+  return true;
 }
 
 bool StallableThread::BringHereIfStalled(bool take_its_place) {
-  Place place = Place::kAtWork;
-  if (!place_.compare_exchange_strong(place, Place::kWatched, std::memory_order_acq_rel)) {
-    return place == Place::kWatched;
-  }
+  const unsigned state = state_.load(std::memory_order_acquire);
+  if ((state & kPlaces) != kAtWork) return false;
+  if (watched_.exchange(true, std::memory_order_acquire)) return true;
   const int its_place = system_->processor;
-  const bool moved = system_->HasNoProcessor() && system_->BringTo(sched_getcpu());
-  place_.store(moved ? Place::kMoved : Place::kAtWork, std::memory_order_release);
+  const bool moved = system_->HasNoProcessor() && BringTo(sched_getcpu(), state);
+  watched_.store(false, std::memory_order_release);
   cpu_set_t own;
-  if (moved && take_its_place && sched_getaffinity(0, sizeof(own), &own) == 0 &&
+  if (moved && take_its_place && its_place >= 0 && its_place < CPU_SETSIZE &&
+      sched_getaffinity(0, sizeof(own), &own) == 0 &&
       CPU_ISSET(static_cast<unsigned>(its_place), &own)) {
     Allow(Only(its_place));
     Allow(own);
@@ -114,6 +126,7 @@ void Wake(std::atomic<int>& word) {
 #else
 
 struct StallableThread::System {};
+bool StallableThread::BringTo(int, unsigned) { return false; }
 StallableThread::StallableThread() = default;
 void StallableThread::Begin() {}
 void StallableThread::End(bool) {}

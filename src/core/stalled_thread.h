@@ -28,10 +28,12 @@ class StallableThread {
   bool BringHereIfStalled(bool take_its_place);
 
  private:
-  enum class Place { kAway, kAtWork, kWatched, kMoved };
   struct System;
+  bool BringTo(int processor, unsigned state);
+
   std::unique_ptr<System> system_;
-  std::atomic<Place> place_{Place::kAway};
+  std::atomic<unsigned> state_{0};    // a count of Begin, and in its last bits where the thread is
+  std::atomic<bool> watched_{false};  // by one at a time
 };
 
 // Sleeps while word is `seen`, until Wake, or for `limit` where the system can (Linux); may return

@@ -6,6 +6,10 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include "coppice/executor.h"
 
 namespace coppice {
@@ -53,6 +57,46 @@ TEST(ThreadPool, SleepsBetweenRunsAndPublishesResults) {
 }
 
 TEST(ThreadPool, StopsWithoutEverHavingRun) { const ThreadPool pool(3); }
+
+#ifdef __linux__
+
+// Threads that lose their processor are moved about; afterwards nobody is bound to one.
+TEST(ThreadPool, BesideBusyThreadsAllIsDoneAndNobodyStaysBound) {
+  cpu_set_t before;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  const auto is_free = [&before] {
+    cpu_set_t now;
+    return sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_EQUAL(&now, &before);
+  };
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> busy;
+  for (int i = 0; i < 2; ++i) {
+    busy.emplace_back([&] {
+      while (!stop.load()) {
+      }
+    });
+  }
+  ThreadPool pool(4);
+  std::atomic<int> done{0};
+  constexpr int kRounds = 200;
+  for (int round = 0; round < kRounds; ++round) {
+    pool.Run(8, [&](int item, int) {
+      if (item % 4 == 3) std::this_thread::sleep_for(std::chrono::microseconds(200));
+      done.fetch_add(1);
+    });
+  }
+  EXPECT_EQ(done.load(), kRounds * 8);
+  stop = true;
+  for (std::thread& thread : busy) thread.join();
+  EXPECT_TRUE(is_free());
+  std::atomic<int> bound{0};
+  pool.Run(64, [&](int, int) {
+    if (!is_free()) bound.fetch_add(1);
+  });
+  EXPECT_EQ(bound.load(), 0);
+}
+
+#endif
 
 }  // namespace
 }  // namespace coppice
