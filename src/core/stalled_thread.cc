@@ -87,11 +87,12 @@ bool StallableThread::BringTo(int processor, unsigned state) {
 }
 
 bool StallableThread::BringHereIfStalled(bool take_its_place) {
-  const unsigned state = state_.load(std::memory_order_acquire);
-  if ((state & kPlaces) != kAtWork) return false;
+  if ((state_.load(std::memory_order_relaxed) & kPlaces) != kAtWork) return false;
   if (watched_.exchange(true, std::memory_order_acquire)) return true;
+  const unsigned state = state_.load(std::memory_order_acquire);  // now nobody else moves it
   const int its_place = system_->processor;
-  const bool moved = system_->HasNoProcessor() && BringTo(sched_getcpu(), state);
+  const bool moved =
+      (state & kPlaces) == kAtWork && system_->HasNoProcessor() && BringTo(sched_getcpu(), state);
   watched_.store(false, std::memory_order_release);
   cpu_set_t own;
   if (moved && take_its_place && its_place >= 0 && its_place < CPU_SETSIZE &&
