@@ -111,7 +111,7 @@ def commit():
 def busy_process():
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        yield
+        yield other
     finally:
         other.kill()
         other.wait()
@@ -149,7 +149,7 @@ def measure(row, options):
         others = busy_seconds() - busy - (child_seconds() - own)
         measured["others_busy"] = round(max(0, others) / (time.monotonic() - began), 2)
     measured |= row_json(report)
-    if row.disturbed:
+    if row.kind == "disturbed":
         with busy_process():
             measured["disturbed"] = kept(bench(command), KEPT_DISTURBED)
     return measured

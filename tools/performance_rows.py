@@ -18,12 +18,13 @@ DECODE = ("--phase", "decode", "--heads", 32, "--kv-heads", 8)
 @dataclasses.dataclass(frozen=True)
 class Row:
     name: str
-    kind: str  # "prefill", "decode", "block-sparse", "pruned prefill", "pruned decode" or "disturbed"
+    # "prefill", "decode", "block-sparse", "pruned prefill", "pruned decode", or "disturbed": decode,
+    # measured again while another process keeps a processor busy
+    kind: str
     shape: tuple
     options: tuple
     label: str = ""  # in the roofline figure; rows without one are left out of it
     peers: bool = False  # measured beside peers with --peers
-    disturbed: bool = False  # measured again while another process keeps a processor busy
 
     def arguments(self):
         defaults = {"--head-dim": 128, "--kv-type": "f16", "--threads": 1}
@@ -65,7 +66,7 @@ def pruned(phase, shape, length, tokens, label=""):
 
 def disturbed(length, tokens):
     options = ("--method", "dense", "--tokens", tokens, "--threads", 2)
-    return Row(f"disturbed decode {length}", "disturbed", DECODE, options, disturbed=True)
+    return Row(f"disturbed decode {length}", "disturbed", DECODE, options)
 
 
 ROWS = (

@@ -29,14 +29,13 @@ void Pause() {
 }  // namespace
 
 struct ThreadPool::State {
-  // Open while a run may be joined; the other bits count the workers in it. Nobody waits for a
-  // worker that the system has not woken yet.
+  // Open while a run may be joined; the other bits count the workers in it. Closed with workers in
+  // it, the caller waits for them, and for nobody that the system has not woken yet.
   static constexpr int kOpen = 1 << 30;
 
   std::atomic<int> generation{0};
   std::atomic<int> next_item{0};
   std::atomic<int> gate{0};
-  std::atomic<bool> caller_waits{false};
   std::atomic<bool> stop{false};
   int items = 0;
   const std::function<void(int, int)>* work = nullptr;
@@ -78,8 +77,8 @@ struct ThreadPool::State {
 
   // Returns whether to look again later. A caller that waits for workers needs no processor.
   bool BringStalledThreads(bool take_their_place) {
-    const bool caller_sleeps =
-        caller_waits.load(std::memory_order_acquire) && gate.load(std::memory_order_acquire) != 0;
+    const int joined = gate.load(std::memory_order_acquire);
+    const bool caller_sleeps = joined != 0 && (joined & kOpen) == 0;
     bool at_work = caller_sleeps;
     for (StallableThread& thread : threads) {
       if (caller_sleeps && &thread == &threads[0]) continue;
@@ -136,10 +135,8 @@ void ThreadPool::Run(int items, const std::function<void(int item, int thread)>&
   state_->gate.store(State::kOpen, std::memory_order_release);
   state_->Announce();
   state_->ClaimItems(0);
-  state_->caller_waits.store(true, std::memory_order_release);
   state_->gate.fetch_and(~State::kOpen, std::memory_order_acq_rel);
   state_->Wait(state_->gate, false, [](int joined) { return joined == 0; });
-  state_->caller_waits.store(false, std::memory_order_release);
   self.End(/*go_back=*/false);
 }
 

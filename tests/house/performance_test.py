@@ -8,6 +8,7 @@ import pathlib
 import sys
 import tempfile
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,7 +37,8 @@ print(json.dumps({
     "kernel": "tile bf16 bf16" if fast else "tile f32 f32", "arithmetic": "bf16" if fast else "f32",
     "threads": int(flags["--threads"]), "tokens": int(flags["--tokens"]), "queries": queries,
     "head_dim": int(flags["--head-dim"]), "kv_type": flags["--kv-type"], "rounds": 3,
-    "seconds_min": 0.25, "seconds_median": 0.5, "seconds_p99": 1, "gflops": 100 + 80 * fast if queries > 1 else 50,
+    "seconds_min": 0.25, "seconds_median": 0.5, "seconds_p99": 1,
+    "gflops": 100 + 80 * fast if queries > 1 else 50,
     "gbytes_per_s": 0.05 if queries > 1 else 12.5, "peak_gflops": 232 if fast else 116,
     "stream_gbytes_per_s": 25, "selected_fraction": 1, "select_s": 0, "attend_s": 0.25,
     "rel_error_vs_float64": 1.23456789e-6, "peers": peers if "--peers" in sys.argv else {},
@@ -128,9 +130,21 @@ class ScriptsTest(unittest.TestCase):
         self.assertIn("| prefill f16 | ggml 1 | 750 | 3.00 |", self.document.read_text())
 
     def test_beside_a_busy_process(self):
-        self.measure("--only", "disturbed decode 4 Ki")
+        @contextlib.contextmanager
+        def slower():
+            self.coppice.write_text(self.coppice.read_text().replace("_p99\": 1", "_p99\": 3"))
+            yield
+
+        with unittest.mock.patch.object(measure_performance, "busy_process", slower):
+            self.measure("--only", "disturbed decode 4 Ki")
         self.draw()
-        self.assertIn("| 4 Ki | 500 | 1,000 | 500 | 1,000 | 1.00 | 2.00 |", self.document.read_text())
+        line = "| 4 Ki | 500 | 1,000 | 500 | 3,000 | 1.00 | 6.00 |"
+        self.assertIn(line, self.document.read_text())
+
+    def test_the_busy_process_ends(self):
+        with measure_performance.busy_process() as other:
+            self.assertIsNone(other.poll())
+        self.assertIsNotNone(other.poll())
 
     def test_no_such_row(self):
         status, words = self.measure("--only", "training")

@@ -140,43 +140,54 @@ TEST(HipTreeProperties, KeysOutsideOfTheSearchDoNotMatter) {
   }
 }
 
+// Every block is a branch, two are kept. Keys are 0 to 6 along the first axis and nothing along the
+// second, but for the needle, a searched key that lies along the second.
+struct Haystack {
+  AttentionSettings settings = DrawSettings();
+  SelectProblem problem;
+  int needle = 0;
+
+  Haystack(int tokens, int heads, int dim) {
+    settings.budget = 2 * settings.block_k;
+    settings.breadth = 4096;
+    settings.window = Draw(tokens, 200, "window");
+    problem.tokens = tokens;
+    problem.heads = heads;
+    problem.dim = dim;
+    const int blocks = Draw(4, 40, "blocks");
+    problem.visible = settings.sink + settings.window + blocks * settings.block_k;
+    problem.Resize();
+    for (int j = 0; j < problem.visible; ++j) Key(j)[0] = static_cast<float>(j % 7);
+    needle = settings.sink + Draw(0, blocks * settings.block_k - 1, "needle (searched)");
+    Key(needle)[0] = -1;
+    Key(needle)[1] = 10;
+  }
+
+  float* Key(int j) { return problem.keys.data() + std::ptrdiff_t{j} * problem.dim; }
+  float* Newest() { return Key(problem.visible - 1); }
+
+  bool Found(const KernelTable& kernels) const {
+    const Selection selection = RunSelector(*MakeSelector(settings).value(), kernels, problem);
+    RC_ASSERT(selection.in_bounds);
+    return std::any_of(selection.starts.begin(), selection.starts.end(), [&](int start) {
+      return start <= needle && needle < start + settings.block_k;
+    });
+  }
+};
+
 // Two heads share a selection. The first has long queries, of no use: every key of the search is less
 // to it than what it sees nearby. The second attends to one far key alone.
 TEST(HipTreeProperties, BalancedALoudHeadDoesNotHideWhatAQuietOneNeeds) {
   for (const KernelTable* kernels : AvailableKernels()) {
     EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
-      AttentionSettings settings = DrawSettings();
-      settings.budget = 2 * settings.block_k;
-      settings.breadth = 4096;  // every block is a branch
-      settings.window = Draw(1, 200, "window");
-      SelectProblem problem;
-      problem.heads = 2;
-      problem.dim = SmallDim(*kernels);
-      const int blocks = Draw(4, 40, "blocks");
-      problem.visible = settings.sink + settings.window + blocks * settings.block_k;
-      problem.Resize();
-      problem.queries[0] = 1000;
-      problem.queries[problem.dim + 1] = 30;
-      const auto key = [&](int j) {
-        return problem.keys.begin() + std::ptrdiff_t{j} * problem.dim;
-      };
-      for (int j = 0; j < problem.visible; ++j) key(j)[0] = static_cast<float>(j % 7);
-      key(problem.visible - 1)[0] = 100;
-      const int needle =
-          settings.sink + Draw(0, blocks * settings.block_k - 1, "needle (searched)");
-      key(needle)[0] = -1;
-      key(needle)[1] = 10;
-
-      const auto found = [&](bool balance) {
-        settings.balance = balance;
-        const Selection selection = RunSelector(*MakeSelector(settings).value(), *kernels, problem);
-        RC_ASSERT(selection.in_bounds);
-        return std::any_of(selection.starts.begin(), selection.starts.end(), [&](int start) {
-          return start <= needle && needle < start + settings.block_k;
-        });
-      };
-      RC_ASSERT(found(true));
-      if (settings.block_k == 1) RC_ASSERT(!found(false));
+      Haystack stack(/*tokens=*/1, /*heads=*/2, SmallDim(*kernels));
+      stack.problem.queries[0] = 1000;
+      stack.problem.queries[stack.problem.dim + 1] = 30;
+      stack.Newest()[0] = 100;
+      stack.settings.balance = true;
+      RC_ASSERT(stack.Found(*kernels));
+      stack.settings.balance = false;
+      if (stack.settings.block_k == 1) RC_ASSERT(!stack.Found(*kernels));
     }));
   }
 }
@@ -186,35 +197,14 @@ TEST(HipTreeProperties, BalancedALoudHeadDoesNotHideWhatAQuietOneNeeds) {
 TEST(HipTreeProperties, BalancedATokenIsMeasuredByWhatItSeesAlone) {
   for (const KernelTable* kernels : AvailableKernels()) {
     EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
-      AttentionSettings settings = DrawSettings();
-      settings.budget = 2 * settings.block_k;
-      settings.breadth = 4096;  // every block is a branch
-      settings.query_stride = 1;
-      settings.window = Draw(2, 200, "window");
-      settings.balance = true;
-      SelectProblem problem;
-      problem.tokens = 2;
-      problem.dim = SmallDim(*kernels);
-      const int blocks = Draw(4, 40, "blocks");
-      problem.visible = settings.sink + settings.window + blocks * settings.block_k;
-      problem.Resize();
-      problem.queries[1] = 30;
-      problem.queries[problem.dim] = 1000;
-      const auto key = [&](int j) {
-        return problem.keys.begin() + std::ptrdiff_t{j} * problem.dim;
-      };
-      for (int j = 0; j < problem.visible; ++j) key(j)[0] = static_cast<float>(j % 7);
-      key(problem.visible - 1)[0] = 7;
-      key(problem.visible - 1)[1] = 1000;
-      const int needle =
-          settings.sink + Draw(0, blocks * settings.block_k - 1, "needle (searched)");
-      key(needle)[0] = -1;
-      key(needle)[1] = 10;
-      const Selection selection = RunSelector(*MakeSelector(settings).value(), *kernels, problem);
-      RC_ASSERT(selection.in_bounds);
-      RC_ASSERT(std::any_of(selection.starts.begin(), selection.starts.end(), [&](int start) {
-        return start <= needle && needle < start + settings.block_k;
-      }));
+      Haystack stack(/*tokens=*/2, /*heads=*/1, SmallDim(*kernels));
+      stack.problem.queries[1] = 30;
+      stack.problem.queries[stack.problem.dim] = 1000;
+      stack.Newest()[0] = 7;
+      stack.Newest()[1] = 1000;
+      stack.settings.query_stride = 1;
+      stack.settings.balance = true;
+      RC_ASSERT(stack.Found(*kernels));
     }));
   }
 }

@@ -106,18 +106,16 @@ inline void PrefetchRow(const RowsView& view, std::int32_t row) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
 
-// The keys, and values if given, of some rows, fetched a few at a time while something else is
-// computed.
+// The keys, and values if given, of some rows, fetched evenly over the steps of something else.
 class TileAhead {
  public:
-  TileAhead() = default;  // nothing to fetch
   TileAhead(const RowsView* keys, const RowsView* values, const std::int32_t* rows, int count,
-            int at_a_time)
+            int steps)
       : views_{keys, values},
         rows_(rows),
         count_(count),
         total_(values == nullptr ? count : 2 * count),
-        at_a_time_(at_a_time) {}
+        at_a_time_(1 + total_ / steps) {}
 
   void Fetch() {
     for (int n = 0; n < at_a_time_ && at_ < total_; ++n, ++at_) {
@@ -127,11 +125,11 @@ class TileAhead {
   }
 
  private:
-  const RowsView* views_[2] = {nullptr, nullptr};
-  const std::int32_t* rows_ = nullptr;
-  int count_ = 0;
-  int total_ = 0;  // of the keys and then the values
-  int at_a_time_ = 0;
+  const RowsView* views_[2];
+  const std::int32_t* rows_;
+  int count_;
+  int total_;  // of the keys and then the values
+  int at_a_time_;
   int at_ = 0;
 };
 

@@ -290,7 +290,7 @@ void AttendTileSegment(const AttendArgs& args, const KeySegment& segment,
       any |= MaskRow(segment, row, tile.keys, count, bias);
     }
     if (!any) continue;
-    TileAhead ahead(&args.keys, &args.values, tile.next, next_count, 1 + 2 * next_count / steps);
+    TileAhead ahead(&args.keys, &args.values, tile.next, next_count, steps);
     AttendTileKeys(args, tile, count, !walk.AllVisible(tile.keys, count), masked, ahead);
   }
 }
