@@ -14,6 +14,7 @@ namespace {
 
 constexpr double kF32Bound = 4e-6;
 constexpr double kBf16Bound = 3e-3;
+constexpr double kBf16RowBound = 5e-3;  // of one to eight rows, which average less
 constexpr double kInt8Nmse = 4e-4;
 
 void ExpectClose(const KernelTable& kernels, const KernelProblem& problem, double bound,
@@ -129,8 +130,10 @@ TEST_P(AttendKernel, SameBitsEveryTime) {
 // Fast arithmetic: what each type may lose, by the kernel that it gets.
 TEST_P(AttendKernel, FastArithmeticStaysWithinItsBounds) {
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0}) {
-    for (const auto& [dim_k, dim_v] : {std::pair{64, 64}, {96, 96}, {192, 128}, {256, 256}}) {
-      for (const int rows : {1, 4, 9, 17, 33, 70}) {
+    for (const auto& [dim_k, dim_v] :
+         {std::pair{64, 64}, {80, 112}, {96, 96}, {192, 128}, {256, 256}}) {
+      if (type == DType::kQ8_0 && dim_k % kQ8BlockSize != 0) continue;
+      for (const int rows : {1, 2, 3, 4, 6, 8, 9, 17, 33, 70}) {
         for (const int keys : {1, 2, 95, 97, 333}) {
           KernelProblem problem(type, rows, keys, dim_k, dim_v, 7);
           problem.fast = true;
@@ -144,6 +147,7 @@ TEST_P(AttendKernel, FastArithmeticStaysWithinItsBounds) {
           ASSERT_FALSE(got.lse.empty()) << kernel << ": wrote beyond its scratch";
           const double error = RelativeError(got.output.data(), problem.Want().output);
           const double bound = kernel.find("int8") != std::string::npos   ? std::sqrt(kInt8Nmse)
+                               : kernel == "rows bf16 bf16"               ? kBf16RowBound
                                : kernel.find("bf16") != std::string::npos ? kBf16Bound
                                                                           : kF32Bound;
           EXPECT_LE(error, bound) << kernel << ", dims " << dim_k << "/" << dim_v << ", rows "

@@ -78,7 +78,7 @@ constexpr Expected kExpected[] = {
     {"avx512_vnni", DType::kQ8_0, kTile, kRows, "tile int8 f32", "rows int8 int16"},
     {"avx512_bf16", DType::kF32, kTile, kRows, kTile, kRows},
     {"avx512_bf16", DType::kF16, kTile, kRows, kTile, kRows},
-    {"avx512_bf16", DType::kBF16, kTile, kRows, "tile bf16 bf16", kRows},
+    {"avx512_bf16", DType::kBF16, kTile, kRows, "tile bf16 bf16", "rows bf16 bf16"},
     {"avx512_bf16", DType::kQ8_0, kTile, kRows, "tile int8 bf16", "rows int8 int16"},
     {"neon", DType::kF32, kTile, kRows, kTile, kRows},
     {"neon", DType::kF16, kTile, kRows, kTile, kRows},

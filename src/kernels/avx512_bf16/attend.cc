@@ -16,6 +16,7 @@ namespace {
 #include "kernels/simd/int8-inl.h"
 #include "kernels/simd/int8_rows-inl.h"
 #include "kernels/simd/bf16-inl.h"
+#include "kernels/simd/bf16_rows-inl.h"
 // clang-format on
 
 template <typename Scores, typename Values>
@@ -29,7 +30,10 @@ constexpr Solver kTileInt8F32 = TileSolver<Int8Scores, F32Values>("tile int8 f32
 constexpr Solver kTileInt8Bf16 = TileSolver<Int8Scores, Bf16Values>("tile int8 bf16");
 
 const Solver& Choose(const AttendShape& shape) {
-  if (shape.rows <= kMaxFewRows) return ChooseRows(shape);
+  if (shape.rows <= kMaxFewRows) {
+    const bool bf16 = shape.key_type == DType::kBF16 && shape.value_type == DType::kBF16;
+    return shape.fast && bf16 ? kRowsBf16 : ChooseRows(shape);
+  }
   if (!shape.fast) return kTileF32;
   // f32 and f16 values keep more than bf16 would leave of them.
   const bool round_values = shape.value_type == DType::kBF16 || shape.value_type == DType::kQ8_0;

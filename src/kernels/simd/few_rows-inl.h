@@ -62,10 +62,15 @@ class RowsAhead {
   }
 
   // Two lines at a time keep up with the arithmetic; four were no faster (13.0 against 13.3 GB/s).
+  // A processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them at four
+  // times the speed of memory), and nothing slows down who asks too fast. Hence each line is asked for
+  // once more, a row later (Zen 4, 48 Ki keys, 32/8 heads x 128: bf16 20.9 to 24.9 GB/s).
   void Fetch() {
     if (line_ == nullptr) return;
-    __builtin_prefetch(line_, 0, 2);
-    __builtin_prefetch(line_ + 64, 0, 2);
+    for (const std::byte* line : {line_, line_ + again_}) {
+      __builtin_prefetch(line, 0, 2);
+      __builtin_prefetch(line + 64, 0, 2);
+    }
     line_ += 128;
     if (line_ >= row_end_) NextRow();
   }
@@ -90,7 +95,7 @@ class RowsAhead {
     return true;
   }
 
-  void NextRow() {
+  __attribute__((always_inline)) void NextRow() {
     if (++problem_ == problems_) {
       problem_ = 0;
       ++next_;
@@ -98,13 +103,14 @@ class RowsAhead {
     BeginRow();
   }
 
-  void BeginRow() {
+  __attribute__((always_inline)) void BeginRow() {
     if (next_ == end_) {
       line_ = nullptr;
       return;
     }
     const RowsView& view = args_[problem_].*view_;
     line_ = view.data + *next_ * view.stride;
+    again_ = row_end_ == nullptr ? 0 : row_end_ - bytes_ - line_;
     row_end_ = line_ + bytes_;
   }
 
@@ -117,6 +123,7 @@ class RowsAhead {
   int problem_ = 0;
   const std::byte* line_ = nullptr;
   const std::byte* row_end_ = nullptr;
+  std::ptrdiff_t again_ = 0;  // from a line to that of the row before
 };
 
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
@@ -131,8 +138,9 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sum[r][j] = Vec::Set(0.0f);
   }
+  RowsAhead fetch = ahead;
   for (int i = 0; i < dim; i += Vec::kLanes) {
-    ahead.Fetch();
+    fetch.Fetch();
     const Vec key[4] = {LoadAs<kType>(a, i), LoadAs<kType>(b, i), LoadAs<kType>(c, i),
                         LoadAs<kType>(d, i)};
 #pragma GCC unroll 4
@@ -142,6 +150,7 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
       for (int j = 0; j < 4; ++j) sum[r][j] = MulAdd(query, key[j], sum[r][j]);
     }
   }
+  ahead = fetch;
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     StoreFourSums(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + r * kChunkKeys);
@@ -174,8 +183,9 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
       sum[r][v] = Vec::Load(outputs + r * values.dim + i + v * Vec::kLanes) * Vec::Set(shrink[r]);
     }
   }
+  RowsAhead fetch = ahead;
   for (int j = 0; j < count; ++j) {
-    ahead.Fetch();
+    fetch.Fetch();
     const std::byte* row = values.data + index[j] * values.stride;
     Vec value[NV];
 #pragma GCC unroll 4
@@ -187,6 +197,7 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
       for (int v = 0; v < NV; ++v) sum[r][v] = MulAdd(weight, value[v], sum[r][v]);
     }
   }
+  ahead = fetch;
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
