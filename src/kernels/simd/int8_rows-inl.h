@@ -83,8 +83,9 @@ struct Int8Rows {
     const float step = LargestScale(from.scales, blocks, padded) / 32767;
     float units[kMaxFewRows];
     for (int row = 0; row < args.rows; ++row) {
-      units[row] = step * Weigh(from, few.scores + row * kChunkKeys, row, blocks, padded, step);
+      units[row] = step * Highest(few.scores + row * kChunkKeys, padded);
     }
+    Weigh(from, few.scores, args.rows, blocks, padded, units);
     for (int block = 0; block < blocks; ++block) {
       for (int row = 0; row < args.rows; row += 4) {
         kAddBlock[Min(4, args.rows - row)](from, few, row, units + row, rows, block, blocks,
@@ -100,21 +101,32 @@ struct Int8Rows {
                       const std::byte** rows, std::uint16_t* scales) {
     const int padded = (count + kLanes - 1) / kLanes * kLanes;
     const int blocks = view.dim / kBlock;
-    const std::byte* const data = view.data;
-    const std::int64_t stride = view.stride;
-    for (int j = 0; j < padded; ++j) {
-      const std::byte* row = data + keys[Min(j, count - 1)] * stride;
-      asm("" : "+r"(row));  // vector arithmetic would wait behind that of the chunk before
-      rows[j] = row;
-      std::uint16_t* to = scales + j;
-      for (int block = 0; block < blocks; ++block, row += kQ8BlockBytes, to += kChunkKeys) {
-        __builtin_memcpy(to, row, sizeof(*to));
-      }
-    }
-    for (int block = 0; block < blocks; ++block) {
-      for (int j = count; j < padded; ++j) scales[block * kChunkKeys + j] = 0;
+    const auto take = blocks == 2 ? TakeScales<2> : blocks == 4 ? TakeScales<4> : TakeScales<0>;
+    take(view, keys, count, rows, scales);
+    for (int j = count; j < padded; ++j) {
+      rows[j] = rows[count - 1];
+      for (int block = 0; block < blocks; ++block) scales[block * kChunkKeys + j] = 0;
     }
     return padded;
+  }
+
+  // kBlocks: of a row, or 0 for any number.
+  template <int kBlocks>
+  static void TakeScales(const RowsView& view, const std::int32_t* keys, int count,
+                         const std::byte** rows, std::uint16_t* scales) {
+    const int blocks = kBlocks == 0 ? view.dim / kBlock : kBlocks;
+    const std::byte* const data = view.data;
+    const std::int64_t stride = view.stride;
+    for (int j = 0; j < count; ++j) {
+      const std::byte* row = data + keys[j] * stride;
+      asm("" : "+r"(row));  // vector arithmetic would wait behind that of the chunk before
+      rows[j] = row;
+#pragma GCC unroll 4
+      for (int block = 0; block < blocks; ++block) {
+        __builtin_memcpy(scales + block * kChunkKeys + j, row + block * kQ8BlockBytes,
+                         sizeof(*scales));
+      }
+    }
   }
 
   static __m256i LoadBytes(const std::byte* row, int block) {
@@ -123,7 +135,8 @@ struct Int8Rows {
   }
 
   // words[w], lane j = the four bytes k + 128 from 4 w on of key j.
-  static void TurnKeys(const std::byte* const* rows, int block, __m512i* words) {
+  __attribute__((always_inline)) static void TurnKeys(const std::byte* const* rows, int block,
+                                                      __m512i* words) {
     __m512i pairs[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
@@ -164,18 +177,29 @@ struct Int8Rows {
       __m512i words[kWords];
       TurnKeys(rows + first, block, words);
       const Vec key_scale = Vec::LoadF16(from.scales + block * kChunkKeys + first);
-      for (int n = 0; n < 5; ++n) ahead.Fetch();
+      const std::uint32_t* query[R];
+      __m512i dots[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const int at = (row + r) * blocks + block;
-        const std::uint32_t* query = from.queries + at * kWords;
-        __m512i dots = _mm512_set1_epi32(from.starts[at]);
+        query[r] = from.queries + at * kWords;
+        dots[r] = _mm512_set1_epi32(from.starts[at]);
+      }
+      ahead.Fetch();
 #pragma GCC unroll 8
-        for (int w = 0; w < kWords; ++w) {
-          dots = _mm512_dpbusd_epi32(dots, words[w], _mm512_set1_epi32(static_cast<int>(query[w])));
+      for (int w = 0; w < kWords; ++w) {
+        if (w % 2 == 0) ahead.Fetch();
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const __m512i word = _mm512_set1_epi32(static_cast<int>(query[r][w]));
+          dots[r] = _mm512_dpbusd_epi32(dots[r], words[w], word);
         }
-        const Vec dot = {_mm512_cvtepi32_ps(dots)};
-        sum[r] = MulAdd(dot * Vec::Set(from.query_scales[at]), key_scale, sum[r]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Vec dot = {_mm512_cvtepi32_ps(dots[r])};
+        const Vec scale = Vec::Set(from.query_scales[(row + r) * blocks + block]);
+        sum[r] = MulAdd(dot * scale, key_scale, sum[r]);
       }
     }
 #pragma GCC unroll 4
@@ -196,26 +220,32 @@ struct Int8Rows {
     return AnyDifferent(poison, Vec::Set(0.0f)) ? __builtin_nanf("") : MaxLanes(most);
   }
 
-  // The weights of a row in units of step times what is returned, the largest probability.
-  static float Weigh(const Operands& from, const float* probabilities, int row, int blocks,
-                     int padded, float step) {
+  static float Highest(const float* probabilities, int padded) {
     Vec most = Vec::Load(probabilities);
     for (int j = kLanes; j < padded; j += kLanes) {
       most = MaxOrSecond(most, Vec::Load(probabilities + j));
     }
-    const float highest = MaxLanes(most);
-    const float unit = highest * step;
-    const Vec inverse = Vec::Set(unit > 0 ? 1 / unit : 0.0f);
-    for (int j = 0; j < padded; j += kLanes) {
-      const Vec share = Vec::Load(probabilities + j) * inverse;
-      for (int block = 0; block < blocks; ++block) {
-        const Vec weight = share * Vec::LoadF16(from.scales + block * kChunkKeys + j);
-        std::int16_t* to = from.weights + (block * kMaxFewRows + row) * kChunkKeys + j;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                            _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(weight.v)));
+    return MaxLanes(most);
+  }
+
+  // The weights of all rows, in units of each.
+  static void Weigh(const Operands& from, const float* probabilities, int rows, int blocks,
+                    int padded, const float* units) {
+    float inverses[kMaxFewRows];
+    for (int row = 0; row < rows; ++row) inverses[row] = units[row] > 0 ? 1 / units[row] : 0.0f;
+    for (int block = 0; block < blocks; ++block) {
+      for (int j = 0; j < padded; j += kLanes) {
+        const Vec scale = Vec::LoadF16(from.scales + block * kChunkKeys + j);
+        for (int row = 0; row < rows; ++row) {
+          const Vec share =
+              Vec::Load(probabilities + row * kChunkKeys + j) * Vec::Set(inverses[row]);
+          const Vec weight = share * scale;
+          std::int16_t* to = from.weights + (block * kMaxFewRows + row) * kChunkKeys + j;
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                              _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(weight.v)));
+        }
       }
     }
-    return highest;
   }
 
   // outputs[r][block] of R rows, shrunk, plus all keys of the chunk, in pairs.
@@ -228,10 +258,9 @@ struct Int8Rows {
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
     const std::int16_t* weights = from.weights + (block * kMaxFewRows + row) * kChunkKeys;
     for (int pair = 0; pair < pairs; ++pair) {
-      ahead.Fetch();
-      // Elements 0 to 7 and 8 to 15 first in each half, as the unpacking takes them.
-      const __m256i a = _mm256_permute4x64_epi64(LoadBytes(rows[2 * pair], block), 0xD8);
-      const __m256i b = _mm256_permute4x64_epi64(LoadBytes(rows[2 * pair + 1], block), 0xD8);
+      if (pair % 2 == 0) ahead.Fetch();  // the softmax fetched half
+      const __m256i a = LoadBytes(rows[2 * pair], block);
+      const __m256i b = LoadBytes(rows[2 * pair + 1], block);
       const __m512i low = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b));
       const __m512i high = _mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(a, b));
 #pragma GCC unroll 4
@@ -243,6 +272,10 @@ struct Int8Rows {
         sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], high, weight);
       }
     }
+    // Unpacking put elements 0 to 7 and 16 to 23 low.
+    const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 19, 18, 17, 16, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i second =
+        _mm512_set_epi32(31, 30, 29, 28, 27, 26, 25, 24, 15, 14, 13, 12, 11, 10, 9, 8);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       float* output = few.outputs + ((row + r) * blocks + block) * kBlock;
@@ -250,7 +283,8 @@ struct Int8Rows {
       const Vec shrink = Vec::Set(few.shrink[row + r]);
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
-        const Vec more = {_mm512_cvtepi32_ps(sum[r][v])};
+        const Vec more = {_mm512_cvtepi32_ps(
+            _mm512_permutex2var_epi32(sum[r][0], v == 0 ? first : second, sum[r][1]))};
         MulAdd(more, unit, Vec::Load(output + v * kLanes) * shrink).Store(output + v * kLanes);
       }
     }
