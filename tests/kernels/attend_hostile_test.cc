@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "kernels/problem.h"
 
 namespace coppice::testing {
@@ -131,39 +133,39 @@ TEST_P(Hostile, PoisonBehindTheVisibleRangeIsNotSeen) {
   }
 }
 
-void ReadToTheEdge(const KernelTable& kernels, int rows, DType type) {
+void ReadToTheEdge(const KernelTable& kernels, int rows, DType type, int dim) {
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   constexpr int kKeys = 37;
-  const std::int64_t row_bytes = RowBytes(type, 64);
+  const std::int64_t row_bytes = RowBytes(type, dim);
   const auto bytes = static_cast<std::size_t>(kKeys * row_bytes);
   const std::size_t pages = (bytes + page - 1) / page;
   auto* memory = static_cast<std::byte*>(mmap(nullptr, (pages + 1) * page, PROT_READ | PROT_WRITE,
                                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   ASSERT_EQ(mprotect(memory + pages * page, page, PROT_NONE), 0);
-  const KernelProblem problem(type, rows, kKeys, 64, 64, 9);
+  const KernelProblem problem(type, rows, kKeys, dim, dim, 9);
   std::byte* at = memory + pages * page - bytes;
   std::memcpy(at, problem.keys.bytes.data(), bytes);
 
   std::vector<const float*> queries;
-  std::vector<float> output(static_cast<std::size_t>(rows) * 64), lses(output.size());
+  std::vector<float> output(static_cast<std::size_t>(rows * dim)), lses(output.size());
   std::vector<float*> outputs;
   for (int row = 0; row < rows; ++row) {
-    queries.push_back(problem.queries.values.data() + row * 64);
-    outputs.push_back(output.data() + row * 64);
+    queries.push_back(problem.queries.values.data() + row * dim);
+    outputs.push_back(output.data() + row * dim);
   }
   const KeySegment segment = {
       .runs = problem.runs.data(), .run_count = 1, .visible = problem.visible.data()};
   AlignedBytes scratch = AllocateAligned(kernels.attend_scratch({.rows = rows,
-                                                                 .dim_k = 64,
-                                                                 .dim_v = 64,
+                                                                 .dim_k = dim,
+                                                                 .dim_v = dim,
                                                                  .key_type = type,
                                                                  .value_type = type,
                                                                  .fast = true}));
   const AttendArgs args = {.rows = rows,
                            .queries = queries.data(),
-                           .keys = {at, row_bytes, type, 64},
-                           .values = {at, row_bytes, type, 64},
+                           .keys = {at, row_bytes, type, dim},
+                           .values = {at, row_bytes, type, dim},
                            .scale = problem.scale,
                            .fast = true,
                            .segments = &segment,
@@ -203,6 +205,20 @@ TEST_P(Hostile, FastArithmeticShowsAScaleThatIsNoNumber) {
   }
 }
 
+// Pairs of keys are summed at once: the last of an odd number must not meet its own infinity again.
+TEST_P(Hostile, FastArithmeticKeepsTheInfinityOfALastValue) {
+  KernelProblem problem(DType::kBF16, rows(), 71, 64, 64, 3);
+  problem.fast = true;
+  const std::uint16_t infinity = 0x7F80;
+  std::memcpy(problem.values.bytes.data() + 70 * RowBytes(DType::kBF16, 64), &infinity, 2);
+  const KernelResult got = Solve(kernels(), problem);
+  for (int row = 0; row < rows(); ++row) {
+    const float* output = got.output.data() + row * 64;
+    EXPECT_EQ(output[0], kInf) << row;
+    EXPECT_TRUE(std::all_of(output + 1, output + 64, [](float x) { return std::isfinite(x); }));
+  }
+}
+
 TEST_P(Hostile, FastArithmeticTakesScalesOfZero) {
   KernelProblem problem(DType::kQ8_0, rows(), 70, 64, 64, 3);
   problem.fast = true;
@@ -213,8 +229,11 @@ TEST_P(Hostile, FastArithmeticTakesScalesOfZero) {
 
 // The last key row ends where an unreadable page begins.
 TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
-  for (const DType type : {DType::kF16, DType::kQ8_0}) {
-    ReadToTheEdge(kernels(), rows(), type);
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    for (const int dim : {64, 80}) {
+      if (type == DType::kQ8_0 && dim % kQ8BlockSize != 0) continue;
+      ReadToTheEdge(kernels(), rows(), type, dim);
+    }
   }
 }
 
