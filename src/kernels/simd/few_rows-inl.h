@@ -54,67 +54,66 @@ class RowsAhead {
             const std::int32_t* rows, int count)
       : args_(args), view_(view), problems_(problems), next_(rows), end_(rows + count) {
     bytes_ = RowBytes((args->*view).type, (args->*view).dim);
-    if (HeadsTouch()) {
+    if (Touching()) {
       bytes_ *= problems_;
       problems_ = 1;
-      tokens_touch_ = (args->*view).stride == bytes_;
     }
-    NextRun();
+    BeginRow();
   }
 
   // Two lines at a time keep up with the arithmetic; four were no faster (13.0 against 13.3 GB/s).
   // A processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them at four
-  // times the speed of memory), and nothing slows down who asks too fast. So each line is asked for
-  // once more, a little later (Zen 4, 48 Ki keys, 32/8 heads x 128: bf16 arithmetic 20.9 to 24.9 GB/s
-  // with 2 KiB, 24.1 with 1 and 4 KiB; f32 18.6 to 20.6).
+  // times the speed of memory), and nothing slows down who asks too fast. Hence each line is asked for
+  // once more, a row later (Zen 4, 48 Ki keys, 32/8 heads x 128: bf16 20.9 to 24.9 GB/s).
   void Fetch() {
     if (line_ == nullptr) [[unlikely]]
       return;
-    const std::byte* again = line_ - run_ < kAgain ? run_ : line_ - kAgain;
-    for (const std::byte* line : {line_, again}) {
+    for (const std::byte* line : {line_, line_ + again_}) {
       __builtin_prefetch(line, 0, 2);
       __builtin_prefetch(line + 64, 0, 2);
     }
     line_ += 128;
-    if (line_ >= run_end_) [[unlikely]]
-      NextRun();
+    if (line_ >= row_end_) [[unlikely]]
+      NextRow();
   }
 
   // All of them, before there is arithmetic to hide under. In order and with nothing between, loads
   // set the processor's own prefetching going, which no other order of ours does (Zen 4, f16, 32/8
   // heads x 128: decoding 16 Ki keys at 18.9 GB/s against 17.1, 4 Ki out of memory 17.4 against 14.7).
   void Load() {
-    for (; line_ != nullptr; NextRun()) {
-      for (; line_ < run_end_; line_ += 64) {
+    for (; line_ != nullptr; NextRow()) {
+      for (; line_ < row_end_; line_ += 64) {
         static_cast<void>(*reinterpret_cast<const volatile std::uint8_t*>(line_));
       }
     }
   }
 
  private:
-  static constexpr std::ptrdiff_t kAgain = 2048;  // bytes
-
   // The rows of a token follow one another, head after head: then they are fetched as one.
-  bool HeadsTouch() const {
+  bool Touching() const {
     for (int p = 1; p < problems_; ++p) {
       if ((args_[p].*view_).data != (args_->*view_).data + p * bytes_) return false;
     }
     return true;
   }
 
-  // A run of bytes without a gap: a row, or all rows of consecutive keys. Not in line: it is seldom
-  // called, and the loops that fetch need every register.
-  __attribute__((noinline)) void NextRun() {
+  __attribute__((always_inline)) void NextRow() {
+    if (++problem_ == problems_) {
+      problem_ = 0;
+      ++next_;
+    }
+    BeginRow();
+  }
+
+  __attribute__((always_inline)) void BeginRow() {
     if (next_ == end_) {
       line_ = nullptr;
       return;
     }
     const RowsView& view = args_[problem_].*view_;
-    line_ = run_ = view.data + *next_ * view.stride;
-    run_end_ = line_ + bytes_;
-    if (++problem_ < problems_) return;
-    problem_ = 0;
-    while (++next_ != end_ && tokens_touch_ && *next_ == next_[-1] + 1) run_end_ += bytes_;
+    line_ = view.data + *next_ * view.stride;
+    again_ = row_end_ == nullptr ? 0 : row_end_ - bytes_ - line_;
+    row_end_ = line_ + bytes_;
   }
 
   const AttendArgs* args_ = nullptr;
@@ -122,12 +121,11 @@ class RowsAhead {
   int problems_ = 0;
   const std::int32_t* next_ = nullptr;
   const std::int32_t* end_ = nullptr;
-  std::int64_t bytes_ = 0;  // of a row
-  bool tokens_touch_ = false;
+  std::int64_t bytes_ = 0;
   int problem_ = 0;
   const std::byte* line_ = nullptr;
-  const std::byte* run_ = nullptr;
-  const std::byte* run_end_ = nullptr;
+  const std::byte* row_end_ = nullptr;
+  std::ptrdiff_t again_ = 0;  // from a line to that of the row before
 };
 
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
@@ -142,8 +140,9 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sum[r][j] = Vec::Set(0.0f);
   }
+  RowsAhead fetch = ahead;
   for (int i = 0; i < dim; i += Vec::kLanes) {
-    ahead.Fetch();
+    fetch.Fetch();
     const Vec key[4] = {LoadAs<kType>(a, i), LoadAs<kType>(b, i), LoadAs<kType>(c, i),
                         LoadAs<kType>(d, i)};
 #pragma GCC unroll 4
@@ -153,6 +152,7 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
       for (int j = 0; j < 4; ++j) sum[r][j] = MulAdd(query, key[j], sum[r][j]);
     }
   }
+  ahead = fetch;
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     StoreFourSums(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + r * kChunkKeys);
@@ -185,8 +185,9 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
       sum[r][v] = Vec::Load(outputs + r * values.dim + i + v * Vec::kLanes) * Vec::Set(shrink[r]);
     }
   }
+  RowsAhead fetch = ahead;
   for (int j = 0; j < count; ++j) {
-    ahead.Fetch();
+    fetch.Fetch();
     const std::byte* row = values.data + index[j] * values.stride;
     Vec value[NV];
 #pragma GCC unroll 4
@@ -198,6 +199,7 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
       for (int v = 0; v < NV; ++v) sum[r][v] = MulAdd(weight, value[v], sum[r][v]);
     }
   }
+  ahead = fetch;
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
