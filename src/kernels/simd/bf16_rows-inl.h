@@ -146,7 +146,8 @@ struct Bf16Rows {
       __m512bh high[N];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) {
-        if (n == 0 || pair % 2 == 0) ahead.Fetch();  // the softmax fetched a quarter
+        // Of four rows, the softmax fetched a quarter.
+        if (R < 4 || n == 0 || pair % 2 == 0) ahead.Fetch();
         const int at = 2 * (i + n * kSlice);
         const __m512i a = _mm512_maskz_loadu_epi16(inside, rows[2 * pair] + at);
         const __m512i b = _mm512_maskz_loadu_epi16(inside, rows[2 * pair + 1] + at);

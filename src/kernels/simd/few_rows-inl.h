@@ -47,6 +47,7 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
 // under the arithmetic, in the order in which they lie in a cache.
 // Not into the first level: the rows of one head lie a power of two apart there, and push each other
 // out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).
+// Hot loops work on a copy, whose cursor stays in registers (f16, 48 Ki keys: 19.9 to 21.2 GB/s).
 class RowsAhead {
  public:
   RowsAhead() = default;  // nothing to fetch
