@@ -50,12 +50,16 @@ inline Vec KeepInRange(Vec score, std::int32_t key, const std::int32_t* begin,
   const __mmask16 keep = _mm512_mask_cmplt_epi32_mask(after, at, _mm512_loadu_si512(end));
   return {_mm512_mask_blend_ps(keep, _mm512_set1_ps(-__builtin_inff()), score.v)};
 }
+// Quarter n: the sums of quarter n of a, b, c and d.
+inline __m512 SumInQuarters(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
+                       _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
+}
 // out[0..4) = the lane sums of a, b, c and d.
 inline void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float* out) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
-  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
-                                    _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
+  const __m512 abcd = SumInQuarters(a.v, b.v, c.v, d.v);
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }

@@ -107,8 +107,8 @@ struct Bf16Rows {
         sum[1][j] = _mm512_dpbf16_ps(sum[1][j], second, key[j]);
       }
     }
-    const __m512 low = SumQuarters(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
-    const __m512 high = SumQuarters(sum[1][0], sum[1][1], sum[1][2], sum[1][3]);
+    const __m512 low = SumInQuarters(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
+    const __m512 high = SumInQuarters(sum[1][0], sum[1][1], sum[1][2], sum[1][3]);
     const __m512 rows = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(2, 0, 2, 0)),
                                       _mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
     _mm_storeu_ps(scores, _mm512_castps512_ps128(rows));
@@ -120,14 +120,6 @@ struct Bf16Rows {
   static __m512bh LoadTwice(const std::byte* half) {
     return (__m512bh)_mm512_broadcast_i64x4(
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
-  }
-
-  // Quarter n: the sums of quarter n of a, b, c and d.
-  static __m512 SumQuarters(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
-                         _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
   }
 
   // outputs[r][i..] of R rows and N slices from i on, shrunk, plus the keys of the chunk in pairs.
