@@ -11,9 +11,9 @@ namespace {
 
 // Below this many tiles the keys are split, so that a few threads still find equal work.
 constexpr int kEnoughItems = 32;
-// A piece is never smaller: for one KV head of 64 dims in f16 it is 64 KiB of K and V, about 5
-// microseconds; merging a piece costs 1/256 of that.
-constexpr int kMinSplitKeys = 256;
+// A piece of few rows is never smaller: for one KV head of 64 dims in f16 it is 64 KiB of K and V, about
+// 5 microseconds; merging a piece costs 1/256 of that.
+constexpr int kFewRowsSplitKeys = 256;
 
 int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
@@ -97,9 +97,11 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
   if (plan.pruned) {
     plan.max_runs = selector->Capacity() + 1;  // and the sink
   } else {
-    if (plan.tile_rows() <= kernels.few_rows) plan.heads_per_item = plan.tile_heads;
+    const bool few_rows = plan.tile_rows() <= kernels.few_rows;
+    if (few_rows) plan.heads_per_item = plan.tile_heads;
     const int pieces = CeilDivide(kEnoughItems, plan.item_tiles());
-    plan.split_keys = std::max(kMinSplitKeys, CeilDivide(plan.keys, pieces));
+    plan.split_keys =
+        std::max(few_rows ? kFewRowsSplitKeys : kernels.split_keys, CeilDivide(plan.keys, pieces));
     plan.splits = CeilDivide(plan.keys, plan.split_keys);
   }
   plan.thread_bytes = LayOutItem(nullptr, plan, kernels, selector).bytes;

@@ -4,6 +4,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace coppice {
 namespace {
@@ -13,6 +17,25 @@ namespace {
 bool HasF16c() {
   unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+bool HasAmxBf16() {
+  constexpr unsigned int kBf16 = 1u << 22, kTiles = 1u << 24;
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBf16) != 0 &&
+         (edx & kTiles) != 0;
+}
+
+// Linux gives the registers to a process that asks, for all its threads. It refuses where a thread's
+// signal stack is too small for them.
+bool PermitsTileRegisters() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023,
+                 kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -28,6 +51,7 @@ CpuFeatures Detect() {
   features.avx512_vnni = features.avx512 && __builtin_cpu_supports("avx512vnni");
   features.avx512_bf16 = features.avx512_vnni && __builtin_cpu_supports("avx512bf16");
   features.fast_bf16 = features.avx512_bf16 && __builtin_cpu_is("amd");
+  features.amx_bf16 = features.avx512_bf16 && HasAmxBf16() && PermitsTileRegisters();
 #elif defined(__aarch64__)
   features.neon = true;
 #endif

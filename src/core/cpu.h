@@ -13,7 +13,8 @@ struct CpuFeatures {
   // vdpbf16ps has twice the rate of f32 (AMD), instead of half of it (Intel: 121 GFLOP/s against 245
   // were measured on a Xeon with AMX).
   bool fast_bf16 = false;
-  bool neon = false;  // Advanced SIMD; every AArch64 has it
+  bool amx_bf16 = false;  // with avx512_bf16, and the system lets this process use tile registers
+  bool neon = false;      // Advanced SIMD; every AArch64 has it
 };
 
 // Read once, at the first call.

@@ -7,6 +7,7 @@
 #include "kernels/generic/attend.h"
 #include "kernels/table.h"
 #if defined(COPPICE_HAVE_X86)
+#include "kernels/amx/attend.h"
 #include "kernels/avx2/attend.h"
 #include "kernels/avx512/attend.h"
 #include "kernels/avx512_bf16/attend.h"
@@ -27,6 +28,7 @@ const std::vector<const KernelTable*>& AvailableKernels() {
     if (Cpu().avx512_bf16 && !Cpu().fast_bf16) found.push_back(&avx512_bf16::kTable);
     if (Cpu().avx512_vnni) found.push_back(&avx512_vnni::kTable);
     if (Cpu().avx512_bf16 && Cpu().fast_bf16) found.push_back(&avx512_bf16::kTable);
+    if (Cpu().amx_bf16) found.push_back(&amx::kTable);
 #endif
 #if defined(COPPICE_HAVE_NEON)
     if (Cpu().neon) found.push_back(&neon::kTable);

@@ -8,7 +8,9 @@
 #include <set>
 
 #include "command.h"
+#include "coppice/attention.h"
 #include "npy.h"
+#include "support/reference.h"
 
 namespace coppice::testing {
 namespace {
@@ -117,7 +119,7 @@ TEST_F(Arrays, AttendDense) {
               for (int j = 0; j <= kTokens - kQueries + n; ++j) read.insert(j);
               return read;
             }),
-            4e-6);
+            ExactBound(AvailableIsas().back()));
   const auto lse = ReadNpy(directory_.Path("l.npy"), 2, "lse");
   ASSERT_TRUE(lse.ok());
   EXPECT_EQ(lse.value().shape, (std::vector<std::int64_t>{kQueries, kHeads}));
@@ -149,7 +151,7 @@ TEST_F(Arrays, AttendReadsWhatSelectLists) {
         }
         return read;
       }),
-      4e-6);
+      ExactBound(AvailableIsas().back()));
 }
 
 TEST_F(Arrays, ABudgetThatCoversEverythingListsAllBlocks) {

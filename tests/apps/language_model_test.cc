@@ -34,10 +34,12 @@ TEST_F(LanguageModel, FindsAPasskey) {
   for (const nlohmann::json& row : result.Json()["results"]) EXPECT_EQ(row["score"], 1.0) << row;
 }
 
+// Two samples are too few: the model rounds its activations to 8 bits, and what is rounded the other way
+// moves them by 0.1 % from one exact kernel of ours to another.
 TEST_F(LanguageModel, PerplexityOfDenseIsThatOfLlamaCpp) {
   const CommandResult result =
       RunCommand({"eval", "perplexity", "-m", model_, "--text", text_, "--lengths", "512",
-                  "--attention", "off,dense", "--samples", "2", "--json"});
+                  "--attention", "off,dense", "--samples", "8", "--json"});
   ASSERT_EQ(result.status, 0) << result.err;
   const nlohmann::json results = result.Json()["results"];
   const double off = results[0]["score"];

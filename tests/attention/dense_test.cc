@@ -25,7 +25,7 @@ TEST_P(DenseAttention, HeadGroupsAndDims) {
       for (const int queries : {1, 37}) {
         Layer layer(DType::kF16, queries, 150, heads, kv_heads, dim_k, dim_v);
         Run(layer.Inputs(), "");
-        ExpectMatches(layer, layer.CausalReference(), 4e-6,
+        ExpectMatches(layer, layer.CausalReference(), ExactBound(GetParam()),
                       std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads, dims " +
                           std::to_string(dim_k) + "/" + std::to_string(dim_v) + ", queries " +
                           std::to_string(queries));
@@ -38,14 +38,15 @@ TEST_P(DenseAttention, KeysAreSplitAndMerged) {
   for (const int queries : {1, 3, 8, 20}) {
     Layer layer(DType::kBF16, queries, 3000, 6, 2, 64, 64);
     Run(layer.Inputs(), "");
-    ExpectMatches(layer, layer.CausalReference(), 4e-6, "queries " + std::to_string(queries));
+    ExpectMatches(layer, layer.CausalReference(), ExactBound(GetParam()),
+                  "queries " + std::to_string(queries));
   }
 }
 
 TEST_P(DenseAttention, FullPrefillFromTheFirstToken) {
   Layer layer(DType::kF32, 300, 300, 9, 3, 64, 64);
   Run(layer.Inputs(), "");
-  ExpectMatches(layer, layer.CausalReference(), 4e-6, "");
+  ExpectMatches(layer, layer.CausalReference(), ExactBound(GetParam()), "");
 }
 
 // Rows as they lie in a llama.cpp cache: KV heads side by side, here with room between tokens.
@@ -79,7 +80,7 @@ TEST_P(DenseAttention, StridedRowsAreReadInPlace) {
   }
   inputs.queries = {queries.data(), DType::kF32, 20, 8, 64, 64 * 4, 20 * 64 * 4};
   Run(inputs, "");
-  ExpectMatches(layer, want, 4e-6, "");
+  ExpectMatches(layer, want, ExactBound(GetParam()), "");
 }
 
 TEST_P(DenseAttention, RangesOfEachQuery) {
@@ -97,7 +98,7 @@ TEST_P(DenseAttention, RangesOfEachQuery) {
                     const KeyRange range = visible[static_cast<std::size_t>(t)];
                     return key >= range.begin && key < range.end ? 0 : -kInfinity;
                   });
-    ExpectMatches(layer, want, 4e-6, "queries " + std::to_string(queries));
+    ExpectMatches(layer, want, ExactBound(GetParam()), "queries " + std::to_string(queries));
   }
 }
 
@@ -117,7 +118,8 @@ TEST_P(DenseAttention, MasksOfBothTypes) {
                                              [&](std::int64_t t, std::int64_t, std::int64_t key) {
                                                return static_cast<double>(stored.at(t, 0, key));
                                              });
-      ExpectMatches(layer, want, 4e-6, std::string(NameOf(type)) + " " + std::to_string(queries));
+      ExpectMatches(layer, want, ExactBound(GetParam()),
+                    std::string(NameOf(type)) + " " + std::to_string(queries));
     }
   }
 }

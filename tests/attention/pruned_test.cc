@@ -76,7 +76,8 @@ TEST_P(PrunedAttention, IsTheSoftmaxOverWhatWasSelected) {
         LayerRun run(settings, GetParam());
         run(layer.Inputs());
         EXPECT_TRUE(run.attention.pruned());
-        ExpectMatches(layer, MaskedReference(layer, run.attention.mask(), settings), 4e-6,
+        ExpectMatches(layer, MaskedReference(layer, run.attention.mask(), settings),
+                      ExactBound(GetParam()),
                       "share " + std::to_string(share) + " block_k " + std::to_string(block_k) +
                           " queries " + std::to_string(queries));
         const AttentionStats stats = run.attention.stats();
@@ -96,7 +97,8 @@ TEST_P(PrunedAttention, SinkAndWindowOfAnySize) {
       Layer layer(DType::kF32, 40, 1200, 4, 2, 64, 64, 77);
       LayerRun run(settings, GetParam());
       run(layer.Inputs());
-      ExpectMatches(layer, MaskedReference(layer, run.attention.mask(), settings), 4e-6,
+      ExpectMatches(layer, MaskedReference(layer, run.attention.mask(), settings),
+                    ExactBound(GetParam()),
                     "sink " + std::to_string(sink) + " window " + std::to_string(window));
     }
   }
@@ -114,7 +116,7 @@ TEST_P(PrunedAttention, StreamingReadsSinkAndWindow) {
         const std::int64_t p = layer.Position(t);
         return key <= p && (key < settings.sink || p - key < settings.window) ? 0 : -kInfinity;
       });
-  ExpectMatches(layer, want, 4e-6, "");
+  ExpectMatches(layer, want, ExactBound(GetParam()), "");
   EXPECT_EQ(run.attention.stats().keys_read, 60u * 6 * (8 + 32));
 }
 

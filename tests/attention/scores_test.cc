@@ -102,7 +102,7 @@ class Scores : public ::testing::TestWithParam<std::string> {
     }
     ThreadPool pool(2);
     ASSERT_TRUE(Attend(inputs, Dense(), pool, nullptr, GetParam()).ok());
-    ExpectMatches(layer, Want(layer, shaping, slopes, sinks), 4e-6, what);
+    ExpectMatches(layer, Want(layer, shaping, slopes, sinks), ExactBound(GetParam()), what);
   }
 
   // In prefill, and in decode with the keys in one piece and in several.

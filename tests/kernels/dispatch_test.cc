@@ -26,8 +26,11 @@ TEST(Dispatch, TablesFollowTheProcessor) {
   EXPECT_EQ(FindKernels("avx512") != nullptr, Cpu().avx512);
   EXPECT_EQ(FindKernels("avx512_vnni") != nullptr, Cpu().avx512_vnni);
   EXPECT_EQ(FindKernels("avx512_bf16") != nullptr, Cpu().avx512_bf16);
+  EXPECT_EQ(FindKernels("amx") != nullptr, Cpu().amx_bf16);
   EXPECT_EQ(FindKernels("neon") != nullptr, Cpu().neon);
 }
+
+TEST(Dispatch, AmxIsTheBestWhereItIsThere) { EXPECT_EQ(Best() == "amx", Cpu().amx_bf16); }
 
 // Where bf16 dot products run at half of the f32 rate, the table with them is not the best.
 TEST(Dispatch, Bf16IsTheBestOnlyWhereItIsFast) {
@@ -57,6 +60,8 @@ struct Expected {
 
 constexpr const char* kTile = "tile f32 f32";
 constexpr const char* kRows = "rows f32 f32";
+constexpr const char* kAmx1 = "tile amx_bf16 amx_bf16";
+constexpr const char* kAmxParts = "tile amx_bf16x4 amx_bf16x3";
 constexpr const char* kScalar = "rows f64 f64";
 
 constexpr Expected kExpected[] = {
@@ -80,6 +85,10 @@ constexpr Expected kExpected[] = {
     {"avx512_bf16", DType::kF16, kTile, kRows, kTile, kRows},
     {"avx512_bf16", DType::kBF16, kTile, kRows, "tile bf16 bf16", "rows bf16 bf16"},
     {"avx512_bf16", DType::kQ8_0, kTile, kRows, "tile int8 bf16", "rows int8 int16"},
+    {"amx", DType::kF32, kAmxParts, kRows, kAmxParts, kRows},
+    {"amx", DType::kF16, kAmxParts, kRows, kAmxParts, kRows},
+    {"amx", DType::kBF16, "tile amx_bf16x2 amx_bf16x2", kRows, kAmx1, kRows},
+    {"amx", DType::kQ8_0, kAmxParts, kRows, kAmx1, "rows int8 int16"},
     {"neon", DType::kF32, kTile, kRows, kTile, kRows},
     {"neon", DType::kF16, kTile, kRows, kTile, kRows},
     {"neon", DType::kBF16, kTile, kRows, kTile, kRows},
@@ -118,23 +127,33 @@ TEST(Dispatch, EveryTypeAndDimGetsTheKernelThatIsListed) {
   EXPECT_EQ(seen, 4 * static_cast<int>(AvailableKernels().size())) << "an ISA is not listed";
 }
 
+std::string KernelOf(const char* isa, DType key_type, DType value_type, bool fast, int rows = 64) {
+  return std::string(FindKernels(isa)->kernel({.rows = rows,
+                                               .dim_k = 128,
+                                               .dim_v = 128,
+                                               .key_type = key_type,
+                                               .value_type = value_type,
+                                               .fast = fast}));
+}
+
 TEST(Dispatch, MixedTypesKeepWhatEachHalfAllows) {
-  const KernelTable* table = FindKernels("avx512_bf16");
-  if (table == nullptr) GTEST_SKIP() << "no AVX-512 BF16 here";
-  const auto kernel = [&](DType key_type, DType value_type, int rows = 64) {
-    return table->kernel({.rows = rows,
-                          .dim_k = 128,
-                          .dim_v = 128,
-                          .key_type = key_type,
-                          .value_type = value_type,
-                          .fast = true});
-  };
-  EXPECT_EQ(kernel(DType::kBF16, DType::kF16), "tile bf16 f32");
-  EXPECT_EQ(kernel(DType::kF16, DType::kBF16), "tile f32 bf16");
-  EXPECT_EQ(kernel(DType::kQ8_0, DType::kF16), "tile int8 f32");
-  EXPECT_EQ(kernel(DType::kF32, DType::kQ8_0), "tile f32 bf16");
-  EXPECT_EQ(kernel(DType::kQ8_0, DType::kF16, 4), kRows);
-  EXPECT_EQ(kernel(DType::kF16, DType::kQ8_0, 4), kRows);
+  constexpr const char* kIsa = "avx512_bf16";
+  if (FindKernels(kIsa) == nullptr) GTEST_SKIP() << "no AVX-512 BF16 here";
+  EXPECT_EQ(KernelOf(kIsa, DType::kBF16, DType::kF16, true), "tile bf16 f32");
+  EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kBF16, true), "tile f32 bf16");
+  EXPECT_EQ(KernelOf(kIsa, DType::kQ8_0, DType::kF16, true), "tile int8 f32");
+  EXPECT_EQ(KernelOf(kIsa, DType::kF32, DType::kQ8_0, true), "tile f32 bf16");
+  EXPECT_EQ(KernelOf(kIsa, DType::kQ8_0, DType::kF16, true, 4), kRows);
+  EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kQ8_0, true, 4), kRows);
+}
+
+TEST(Dispatch, MixedTypesKeepWhatEachHalfAllowsWithAmx) {
+  constexpr const char* kIsa = "amx";
+  if (FindKernels(kIsa) == nullptr) GTEST_SKIP() << "no AMX here";
+  EXPECT_EQ(KernelOf(kIsa, DType::kBF16, DType::kF16, true), "tile amx_bf16 amx_bf16x3");
+  EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kQ8_0, true), "tile amx_bf16x4 amx_bf16");
+  EXPECT_EQ(KernelOf(kIsa, DType::kBF16, DType::kF32, false), "tile amx_bf16x2 amx_bf16x3");
+  EXPECT_EQ(KernelOf(kIsa, DType::kQ8_0, DType::kBF16, false), "tile amx_bf16x4 amx_bf16x2");
 }
 
 }  // namespace

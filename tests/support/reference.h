@@ -9,12 +9,17 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "coppice/tensor.h"
 #include "core/rows.h"
 
 namespace coppice::testing {
+
+// Relative error of exact arithmetic: in f32, or with AMX in products of
+// numbers in two parts of bf16.
+inline double ExactBound(std::string_view isa) { return isa == "amx" ? 2e-5 : 4e-6; }
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 

@@ -93,6 +93,6 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable avx2::kTable = MakeTable("avx2", /*tile_rows=*/64);
+const KernelTable avx2::kTable = MakeTable("avx2", /*tile_rows=*/64, /*split_keys=*/256);
 
 }  // namespace coppice

@@ -17,6 +17,6 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable avx512::kTable = MakeTable("avx512", /*tile_rows=*/256);
+const KernelTable avx512::kTable = MakeTable("avx512", /*tile_rows=*/256, /*split_keys=*/256);
 
 }  // namespace coppice

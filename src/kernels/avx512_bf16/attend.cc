@@ -49,6 +49,7 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable avx512_bf16::kTable = MakeTable("avx512_bf16", /*tile_rows=*/256);
+const KernelTable avx512_bf16::kTable =
+    MakeTable("avx512_bf16", /*tile_rows=*/256, /*split_keys=*/256);
 
 }  // namespace coppice

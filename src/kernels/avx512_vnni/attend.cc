@@ -27,6 +27,7 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable avx512_vnni::kTable = MakeTable("avx512_vnni", /*tile_rows=*/256);
+const KernelTable avx512_vnni::kTable =
+    MakeTable("avx512_vnni", /*tile_rows=*/256, /*split_keys=*/256);
 
 }  // namespace coppice

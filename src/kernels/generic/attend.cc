@@ -111,6 +111,7 @@ std::size_t ScoreScratch(int /*rows*/, int /*dim*/) { return 0; }
 
 const KernelTable kTable = {.isa = "generic",
                             .tile_rows = 64,
+                            .split_keys = 256,
                             .dim_multiple = 1,
                             .few_rows = 0,
                             .attend = Attend,

@@ -83,6 +83,6 @@ const Solver& Choose(const AttendShape& shape) {
 
 }  // namespace
 
-const KernelTable neon::kTable = MakeTable("neon", /*tile_rows=*/64);
+const KernelTable neon::kTable = MakeTable("neon", /*tile_rows=*/64, /*split_keys=*/256);
 
 }  // namespace coppice

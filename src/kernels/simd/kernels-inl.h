@@ -70,9 +70,10 @@ void Attend(const AttendArgs* args, int problems) {
 std::size_t AttendScratch(const AttendShape& shape) { return Choose(shape).scratch(shape); }
 std::string_view Kernel(const AttendShape& shape) { return Choose(shape).name; }
 
-constexpr KernelTable MakeTable(std::string_view isa, int tile_rows) {
+constexpr KernelTable MakeTable(std::string_view isa, int tile_rows, int split_keys) {
   return {.isa = isa,
           .tile_rows = tile_rows,
+          .split_keys = split_keys,
           .dim_multiple = Vec::kLanes,
           .few_rows = kMaxFewRows,
           .attend = Attend,

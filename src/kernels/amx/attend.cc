@@ -1,0 +1,72 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// AVX-512 with AMX: both products of many rows run on the tile registers, in bf16. What may be fast
+// has one product (bf16 and q8_0 keys and values). All else is accurate to 16 bits: queries and weights
+// in two parts, beside bf16 keys and values as they are, or f16, f32 and q8_0 ones in two parts too.
+//
+// q8_0 does not use the int8 products: over the 32 numbers that share a scale, one takes as long as
+// a bf16 product of 32 (16 cycles, measured), and leaves each block's sums to be scaled.
+//
+// Few rows are as in avx512_vnni/.
+#include "kernels/amx/attend.h"
+
+#include <immintrin.h>
+
+namespace coppice {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileRowBytes = 64;
+using Bf16 = std::uint16_t;  // its bits
+
+// Each needs the one before.
+// clang-format off
+#include "kernels/simd/avx512_vec-inl.h"
+#include "kernels/simd/kernels-inl.h"
+#include "kernels/simd/int8-inl.h"
+#include "kernels/simd/int8_rows-inl.h"
+constexpr int kPanelBytes = kPanel * 4;
+#include "kernels/amx/registers-inl.h"
+#include "kernels/amx/operands-inl.h"
+#include "kernels/amx/weights-inl.h"
+#include "kernels/amx/tile-inl.h"
+// clang-format on
+
+template <typename Scores, typename Values>
+constexpr Solver AmxSolver(std::string_view name) {
+  return {name, AttendAmx<Scores, Values>, AmxScratchOf<Scores, Values>};
+}
+
+// Of bf16, or of what is rounded to it; of bf16 beside two parts; of two parts beside two. An error of a
+// score is a relative one of its weight, so scores of two parts take all four products.
+using One = Parts<1, 1>;
+using Two = Parts<1, 2>;
+using Three = Parts<2, 2>;
+using Four = Parts<2, 2, true>;
+constexpr Solver kAmx[3][3] = {{AmxSolver<One, One>("tile amx_bf16 amx_bf16"),
+                                {},
+                                AmxSolver<One, Three>("tile amx_bf16 amx_bf16x3")},
+                               {{},
+                                AmxSolver<Two, Two>("tile amx_bf16x2 amx_bf16x2"),
+                                AmxSolver<Two, Three>("tile amx_bf16x2 amx_bf16x3")},
+                               {AmxSolver<Four, One>("tile amx_bf16x4 amx_bf16"),
+                                AmxSolver<Four, Two>("tile amx_bf16x4 amx_bf16x2"),
+                                AmxSolver<Four, Three>("tile amx_bf16x4 amx_bf16x3")}};
+
+// Rows and columns of kAmx. f16 and f32 numbers keep more than one part of bf16 would leave of them.
+int KindOf(DType type, bool fast) {
+  if (type == DType::kBF16) return fast ? 0 : 1;
+  return type == DType::kQ8_0 && fast ? 0 : 2;
+}
+
+const Solver& Choose(const AttendShape& shape) {
+  if (shape.rows <= kMaxFewRows) return ChooseRows(shape);
+  return kAmx[KindOf(shape.key_type, shape.fast)][KindOf(shape.value_type, shape.fast)];
+}
+
+}  // namespace
+
+// Rows: packing 32 keys costs as much as their products with 40 rows. 512 rows were 8 % slower.
+const KernelTable amx::kTable = MakeTable("amx", /*tile_rows=*/1024, /*split_keys=*/4096);
+
+}  // namespace coppice
