@@ -11,9 +11,10 @@
 
 namespace coppice::bench {
 
-// GFLOP/s of multiply-adds of numbers of a `type` ("f32", "bf16", "int8"; 2 for each product and sum)
-// on all threads of the pool, in the registers that the kernels of `isa` use; the best of a few short
-// runs. 0 where there is no such instruction.
+// GFLOP/s of multiply-adds of numbers of a `type` ("f32", "bf16", "int8", "amx_bf16"; 2 for each product
+// and sum; a third of "amx_bf16" for "amx_bf16x3", where three products make one) on all threads of the
+// pool, in the registers that the kernels of `isa` use; the best of a few short runs. 0 where there is no
+// such instruction.
 double PeakGflops(std::string_view type, std::string_view isa, ThreadPool& pool);
 
 // GB/s of reading 512 MiB from front to back on all threads, the best of a few; 0 without memory.
