@@ -47,15 +47,15 @@ def decode(name, tokens, *options, **more):
     return Row(f"decode {name}", "decode", DECODE, options, **more)
 
 
-def block_sparse(block):
+def block_sparse(block, name="f16", *options, **more):
     """A tenth of the keys, in random blocks: what a list of blocks costs, without any search."""
     return Row(
-        f"block-sparse f16 blocks of {block}", "block-sparse", PREFILL,
+        f"block-sparse {name} blocks of {block}", "block-sparse", PREFILL,
         (
             "--method", "random", "--tokens", 16 * KI, "--budget", 1638, "--sink", 0,
-            "--window", 0, "--block-q", 64, "--block-k", block,
+            "--window", 0, "--block-q", 64, "--block-k", block, *options,
         ),
-        label=f"blocks of {block}",
+        **more,
     )
 
 
@@ -73,11 +73,13 @@ ROWS = (
     prefill("f16", label="f16", peers=True),
     prefill("f32", "--kv-type", "f32", label="f32"),
     prefill("bf16", "--kv-type", "bf16", peers=True),
-    prefill("bf16 fast", "--kv-type", "bf16", "--fast", label="bf16 --fast"),
+    prefill("bf16 fast", "--kv-type", "bf16", "--fast", label="bf16 --fast", peers=True),
     prefill("q8_0", "--kv-type", "q8_0", label="q8_0", peers=True),
     prefill("q8_0 fast", "--kv-type", "q8_0", "--fast", label="q8_0 --fast"),
+    prefill("f16 avx512", "--isa", "avx512"),
     prefill("f16 avx2", "--isa", "avx2", label="f16, AVX2"),
     prefill("f16 2 threads", "--threads", 2),
+    prefill("bf16 fast 2 threads", "--kv-type", "bf16", "--fast", "--threads", 2),
     prefill("f16 dim 64", "--head-dim", 64),
     prefill("f16 dim 80", "--head-dim", 80),
     prefill("f16 dim 96", "--head-dim", 96),
@@ -100,7 +102,11 @@ ROWS = (
         ("--method", "dense", "--tokens", 16 * KI, "--head-dim", 64),
         label="f16, no groups, 16 Ki",
     ),
-    *(block_sparse(block) for block in (8, 16, 32, 64)),
+    *(block_sparse(block, label=f"blocks of {block}") for block in (8, 16, 32, 64)),
+    *(
+        block_sparse(block, "bf16 fast", "--kv-type", "bf16", "--fast")
+        for block in (8, 16, 32, 64)
+    ),
     pruned("prefill", PREFILL, "8 Ki", 8 * KI, label="hip, 8 Ki"),
     pruned("prefill", PREFILL, "128 Ki", 128 * KI, label="128 Ki"),
     pruned("prefill", PREFILL, "1 Mi", MI, label="1 Mi"),

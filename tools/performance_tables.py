@@ -114,11 +114,16 @@ def decode_table(rows):
 
 
 def sparse_table(rows):
-    dense = rows.get("prefill f16")
-    heads = ["block-sparse", "keys read", "ms", "GFLOP/s done"] + ["of dense"] * bool(dense)
+    def of_dense(name, row):
+        dense = rows.get(f"prefill {name.partition(' blocks')[0]}")
+        return percent(done_gflops(row) / dense["gflops"]) if dense else ""
+
+    heads = ["block-sparse", "keys read", "ms", "GFLOP/s done", "of dense"]
     lines = [
-        [name, percent(row["selected_fraction"]), milliseconds(row), number(done_gflops(row))]
-        + ([percent(done_gflops(row) / dense["gflops"])] if dense else [])
+        [
+            name, percent(row["selected_fraction"]), milliseconds(row), number(done_gflops(row)),
+            of_dense(name, row),
+        ]
         for name, row in of_kind(rows, "block-sparse")
     ]
     return titled(
