@@ -117,7 +117,7 @@ class ScriptsTest(unittest.TestCase):
         self.measure("--only", "prefill f16 dim", "--quick")
         self.measure("--only", "prefill bf16 fast", "--peers")
         rows = self.rows()
-        self.assertEqual(len(rows), 5)
+        self.assertEqual(len(rows), 6)
         self.assertTrue(rows["prefill f16 dim 80"]["quick"])
         self.assertFalse(rows["prefill bf16 fast"]["quick"])
         self.assertEqual(rows["prefill bf16 fast"]["rel_error_vs_float64"], 1.2346e-6)
