@@ -56,6 +56,41 @@ TEST_P(Hostile, HugeNegativeScores) {
   ExpectClose(problem);
 }
 
+// A kernel that scales what it has summed must scale all of it: here every step of the scores leaves
+// the keys before it a share of the result. Base 2: 20, 62.9, 63.5, 64.5 and, in the rows that see them, 200.
+TEST_P(Hostile, ScoresThatRiseStepByStep) {
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const bool fast : {false, true}) {
+      KernelProblem problem(type, rows(), 420, 64, 64, 3);
+      problem.fast = fast;
+      problem.scale = std::log(2.0f);
+      std::fill(problem.queries.values.begin(), problem.queries.values.end(), 0.0f);
+      std::fill(problem.keys.values.begin(), problem.keys.values.end(), 0.0f);
+      for (int row = 0; row < rows(); ++row) {
+        problem.queries.values[static_cast<std::size_t>(row * 64)] = 0.5f;
+        problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? 410 : 420};
+      }
+      for (int key = 0; key < 420; ++key) {
+        const float score = key < 40    ? 20
+                            : key < 270 ? 62.9f
+                            : key < 300 ? 63.5f
+                            : key < 410 ? 64.5f
+                                        : 200;
+        problem.keys.values[static_cast<std::size_t>(key * 64)] = 2 * score;
+      }
+      problem.queries = Again(problem.queries);
+      problem.keys = Again(problem.keys);
+      const KernelResult got = Solve(kernels(), problem);
+      const ReferenceResult want = problem.Want();
+      const double bound = fast && type == DType::kBF16 ? 4e-3 : 2e-5;
+      EXPECT_LE(RelativeError(got.output.data(), want.output), bound) << NameOf(type) << fast;
+      for (std::size_t row = 0; row < want.lse.size(); ++row) {
+        EXPECT_NEAR(got.lse[row], want.lse[row], 1e-3) << NameOf(type) << fast;
+      }
+    }
+  }
+}
+
 TEST_P(Hostile, AllScoresEqualGiveTheMean) {
   KernelProblem problem = Make();
   for (float& value : problem.keys.values) value = 0.5f;
