@@ -85,7 +85,7 @@ struct KernelTable {
   // Rows that fill a tile: the grain at which work should be cut.
   int tile_rows;
   // Keys that a piece of a tile has at least, where keys are split: taking queries in and merging a piece
-  // costs a row about as much as a sixteenth of them, or less.
+  // costs a row about as much as a tenth of them, or less.
   int split_keys;
   // dim_k and dim_v must be multiples of this.
   int dim_multiple;

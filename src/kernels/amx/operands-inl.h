@@ -10,13 +10,15 @@
 //   values   left of V^T.P^T: tiles of 16 dims x 32 keys, turned here, once for all query rows
 //   queries  right of K.Q^T:  pairs of dims x query rows
 //
-// Cost for 32 keys x 128: about 600 cycles, beside 8,192 for their products with 512 query rows.
+// Cost for a key of 128 dims and its value, bf16: about 27 ns, a twentieth of what 1,024 query rows
+// spend on them (Xeon, 4 Ki keys: 0.45 of 8.9 ms).
 
 // Elements of a tile's row.
 constexpr int kTileDepth = 32;
 constexpr int kTileElements = kTileRows * kTileDepth;
 
-// Keys in a block. O^T is loaded and stored once for each, which takes as long as two products.
+// Keys in a block. O^T is loaded and stored once for each, which takes as long as
+// four of the eight products that it gets of a block. 192 to 512 keys were no faster.
 constexpr int kBlockKeys = 256;
 constexpr int kBlockSteps = kBlockKeys / kTileDepth;
 

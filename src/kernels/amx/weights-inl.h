@@ -10,10 +10,10 @@
 // sees are far from that, and moves only where a sum of weights grows too large, by powers of two, which
 // are exact in bf16 too.
 //
-// 2^x = 2^floor(x) p(x - floor(x)), the fraction and the scaling one instruction each. Ten
-// instructions for 16 scores of bf16 weights, two a cycle, so 80 cycles for a tile of 16 x 16 beside
-// the 128 of its two products at dim 128. Work is cut into units, which are done between the products
-// of other chunks: the processor runs both at once.
+// 2^x = 2^floor(x) p(x - floor(x)), the fraction and the scaling one instruction each.
+// Two keys at a time are done between the products of another chunk. A product blocks one of the two
+// vector ports, so only part of it is hidden (Xeon, dim 128, four products and 16 vectors of scores: 90
+// cycles and 63 alone, 119 together).
 
 // Rows whose outputs add up to less than this may hold numbers that were flushed to zero.
 constexpr float kSmallestOutput = 0x1p-100f;
