@@ -65,6 +65,7 @@ struct ScoreArgs {
   int count = 0;
   int block_size = 1;
   std::int32_t limit = 0;
+  bool fast = false;             // arithmetic below f32 is allowed
   float* scores = nullptr;       // [count]
   std::byte* scratch = nullptr;  // score_scratch bytes, 64-byte aligned
 };

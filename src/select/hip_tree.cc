@@ -112,7 +112,8 @@ class HipTree final : public Selector {
         slots_((settings.budget - 1) / settings.block_k + 1),
         breadth_(settings.breadth),
         probe_(settings.probe == 0 ? settings.block_k : std::min(settings.probe, settings.block_k)),
-        balance_(settings.balance) {}
+        balance_(settings.balance),
+        fast_(settings.fast) {}
 
   int Capacity() const override { return slots_; }
 
@@ -298,6 +299,7 @@ class HipTree final : public Selector {
     score.count = asked;
     score.block_size = keys;
     score.limit = args.visible;
+    score.fast = fast_;
     score.scores = scratch.scores;
     score.scratch = scratch.kernel;
     kernels.score_blocks(score);
@@ -332,6 +334,7 @@ class HipTree final : public Selector {
   int breadth_;         // W / M
   std::int32_t probe_;  // keys of a representative that are scored
   bool balance_;
+  bool fast_;
 };
 
 }  // namespace

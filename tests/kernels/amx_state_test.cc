@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <vector>
 
+#include "core/align.h"
 #include "kernels/problem.h"
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -32,6 +34,31 @@ void Attend(const KernelTable& kernels) {
   }
 }
 
+void Score(const KernelTable& kernels) {
+  constexpr int kRows = 12, kKeys = 64, kDim = 64;
+  const Tensor queries = RandomTensor(DType::kF32, 1, kRows, kDim, 1);
+  const Tensor keys = RandomTensor(DType::kF16, kKeys, 1, kDim, 2);
+  std::vector<const float*> pointers;
+  for (int row = 0; row < kRows; ++row) pointers.push_back(&queries.values[row * kDim]);
+  const std::int32_t start = 8;
+  float score = 0;
+  const AlignedBytes scratch = AllocateAligned(kernels.score_scratch(kRows, kDim));
+  kernels.score_blocks({.rows = kRows,
+                        .queries = pointers.data(),
+                        .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, kDim},
+                        .starts = &start,
+                        .count = 1,
+                        .limit = kKeys,
+                        .scores = &score,
+                        .scratch = scratch.get()});
+  EXPECT_GT(score, 0);
+}
+
+void UseTiles(const KernelTable& kernels) {
+  Attend(kernels);
+  Score(kernels);
+}
+
 class AmxState : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -42,7 +69,7 @@ class AmxState : public ::testing::Test {
 
 TEST_F(AmxState, NothingIsLeftWhereNothingWas) {
   asm volatile("tilerelease");
-  Attend(*kernels_);
+  UseTiles(*kernels_);
   EXPECT_EQ(Current().bytes, Configuration().bytes);
 }
 
@@ -54,14 +81,14 @@ TEST_F(AmxState, ConfigurationOfTheHostComesBack) {
     host.bytes[48 + tile] = static_cast<std::uint8_t>(tile + 1);            // rows
   }
   asm volatile("ldtilecfg %0" : : "m"(host));
-  Attend(*kernels_);
+  UseTiles(*kernels_);
   EXPECT_EQ(Current().bytes, host.bytes);
   asm volatile("tilerelease");
 }
 
 TEST_F(AmxState, SubnormalsAreTreatedAsBefore) {
   const unsigned before = _mm_getcsr();
-  Attend(*kernels_);
+  UseTiles(*kernels_);
   constexpr unsigned kExceptions = 0x3F;  // sticky flags of what happened
   EXPECT_EQ(_mm_getcsr() & ~kExceptions, before & ~kExceptions);
 }

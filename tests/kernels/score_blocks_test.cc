@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/align.h"
 #include "kernels/table.h"
@@ -40,16 +41,23 @@ TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
                               .scratch = scratch.get()});
         for (std::size_t b = 0; b < starts.size(); ++b) {
           double want = -kInfinity;
+          double size = 0;  // of the products that made it
           for (int key = starts[b]; key < std::min(starts[b] + block_size, kKeys); ++key) {
             for (int row = 0; row < rows; ++row) {
               double dot = leveled ? -static_cast<double>(levels.at(0, 0, row)) : 0.0;
+              double sum = 0;
               for (int i = 0; i < kDim; ++i) {
-                dot += static_cast<double>(queries.at(0, row, i)) * keys.at(key, 0, i);
+                const double product =
+                    static_cast<double>(queries.at(0, row, i)) * keys.at(key, 0, i);
+                dot += product;
+                sum += std::abs(product);
               }
+              if (dot > want) size = sum;
               want = std::max(want, dot);
             }
           }
-          ASSERT_NEAR(scores[b], want, 1e-4)
+          // With AMX, of numbers in two parts of bf16.
+          ASSERT_NEAR(scores[b], want, GetParam() == "amx" ? size * 0x1p-16 : 1e-4)
               << NameOf(type) << " rows " << rows << " block " << block_size << " at " << b;
         }
       }
@@ -82,6 +90,36 @@ TEST_P(ScoreBlocks, NanProductsDoNotCount) {
                           .scratch = scratch.get()});
     const auto none = -std::numeric_limits<float>::infinity();
     EXPECT_EQ(scores, (std::vector<float>{0, 0, none, 0, 0})) << rows;
+  }
+}
+
+// Neither an infinity nor a number above the largest bf16 is lost.
+TEST_P(ScoreBlocks, HugeKeysCount) {
+  const KernelTable& kernels = *FindKernels(GetParam());
+  constexpr int kDim = 64, kKeys = 40, kBlock = 8;
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (const int rows : {4, 40}) {
+    const std::vector<float> query(kDim, 0x1p-10f);
+    const std::vector<const float*> pointers(static_cast<std::size_t>(rows), query.data());
+    std::vector<float> values(kKeys * kDim, 0.0f);
+    values[9 * kDim + 5] = std::numeric_limits<float>::infinity();
+    values[20 * kDim + 5] = kLargest;
+    values[39 * kDim + 5] = 0x1p10f;
+    const Tensor keys(DType::kF32, kKeys, 1, kDim, values);
+    const std::vector<std::int32_t> starts = {0, 8, 16, 24, 32};
+    std::vector<float> scores(starts.size(), 99);
+    AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
+    kernels.score_blocks({.rows = rows,
+                          .queries = pointers.data(),
+                          .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, kDim},
+                          .starts = starts.data(),
+                          .count = static_cast<int>(starts.size()),
+                          .block_size = kBlock,
+                          .limit = kKeys,
+                          .scores = scores.data(),
+                          .scratch = scratch.get()});
+    const float infinity = std::numeric_limits<float>::infinity();
+    EXPECT_EQ(scores, (std::vector<float>{0, infinity, kLargest * 0x1p-10f, 0, 1})) << rows;
   }
 }
 

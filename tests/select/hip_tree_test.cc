@@ -9,8 +9,10 @@
 #include <cmath>
 #include <cstdint>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <memory>
+#include <random>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -163,6 +165,29 @@ struct ScoresCase {
 };
 
 using Starts = std::vector<std::int32_t>;
+
+// Rounded products move what is kept only at its edge.
+TEST(HipTree, FastScoresKeepNearlyAllBlocks) {
+  AttentionSettings settings = PaperSearch();
+  settings.budget = 512;
+  SelectProblem problem{.tokens = 32, .heads = 4, .dim = 64, .visible = 8192};
+  problem.Resize();
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::generate(problem.queries.begin(), problem.queries.end(), [&] { return normal(random); });
+  std::generate(problem.keys.begin(), problem.keys.end(), [&] { return normal(random); });
+  for (const KernelTable* kernels : AvailableKernels()) {
+    settings.fast = false;
+    const auto exact = RunSelector(*MakeSelector(settings).value(), *kernels, problem).starts;
+    settings.fast = true;
+    const auto fast = RunSelector(*MakeSelector(settings).value(), *kernels, problem).starts;
+    std::vector<std::int32_t> same;
+    std::set_intersection(exact.begin(), exact.end(), fast.begin(), fast.end(),
+                          std::back_inserter(same));
+    EXPECT_GE(static_cast<double>(same.size()), 0.93 * static_cast<double>(exact.size()))
+        << kernels->isa;
+  }
+}
 
 TEST(HipTree, TiesKeepTheLeftMost) {
   ScoresCase equal(std::vector<float>(16, 3.0f));

@@ -30,6 +30,7 @@ constexpr int kPanelBytes = kPanel * 4;
 #include "kernels/amx/operands-inl.h"
 #include "kernels/amx/weights-inl.h"
 #include "kernels/amx/tile-inl.h"
+#include "kernels/amx/score-inl.h"
 // clang-format on
 
 template <typename Scores, typename Values>
@@ -37,12 +38,7 @@ constexpr Solver AmxSolver(std::string_view name) {
   return {name, AttendAmx<Scores, Values>, AmxScratchOf<Scores, Values>};
 }
 
-// Of bf16, or of what is rounded to it; of bf16 beside two parts; of two parts beside two. An error of a
-// score is a relative one of its weight, so scores of two parts take all four products.
-using One = Parts<1, 1>;
-using Two = Parts<1, 2>;
-using Three = Parts<2, 2>;
-using Four = Parts<2, 2, true>;
+// An error of a score is a relative one of its weight, so scores of two parts take all four products.
 constexpr Solver kAmx[3][3] = {{AmxSolver<One, One>("tile amx_bf16 amx_bf16"),
                                 {},
                                 AmxSolver<One, Three>("tile amx_bf16 amx_bf16x3")},
@@ -67,6 +63,11 @@ const Solver& Choose(const AttendShape& shape) {
 }  // namespace
 
 // Rows share what was packed; 512 of dim 128 were 8 % slower.
-const KernelTable amx::kTable = MakeTable("amx", /*tile_rows=*/1024, /*split_keys=*/4096);
+const KernelTable amx::kTable = [] {
+  KernelTable table = MakeTable("amx", /*tile_rows=*/1024, /*split_keys=*/4096);
+  table.score_blocks = ScoreBlocksAmx;
+  table.score_scratch = ScoreScratchAmx;
+  return table;
+}();
 
 }  // namespace coppice

@@ -55,25 +55,29 @@ __attribute__((always_inline)) inline void Turn(__m512i (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+inline __m512i Bits(Vec x) { return _mm512_castps_si512(x.v); }
+inline Vec FromBits(__m512i x) { return {_mm512_castsi512_ps(x)}; }
+
 // 32 numbers in order, rounded to bf16.
 inline __m512i RoundToBf16(Vec first, Vec second) {
   return (__m512i)_mm512_cvtne2ps_pbh(second.v, first.v);
 }
-// What bf16 leaves of x.
-inline Vec LeftOver(Vec x, __m256i rounded) {
-  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
-  return x - Vec{_mm512_castsi512_ps(wide)};
+// The bf16 nearest to each number, as f32. Of numbers half way between two, the larger.
+inline Vec NearestBf16(Vec x) {
+  const __m512i half = _mm512_set1_epi32(0x8000);  // of the last bit that stays
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
+  return FromBits(_mm512_and_si512(_mm512_add_epi32(Bits(x), half), upper));
 }
 
 // 32 numbers in kParts parts, the second `apart` elements behind the first.
 template <int kParts>
 inline void StoreParts(Vec first, Vec second, Bf16* out, std::int64_t apart) {
-  const __m512i high = RoundToBf16(first, second);
-  _mm512_storeu_si512(out, high);
-  if constexpr (kParts == 2) {
-    const Vec low = LeftOver(first, _mm512_castsi512_si256(high));
-    const Vec low2 = LeftOver(second, _mm512_extracti64x4_epi64(high, 1));
-    _mm512_storeu_si512(out + apart, RoundToBf16(low, low2));
+  if constexpr (kParts == 1) {
+    _mm512_storeu_si512(out, RoundToBf16(first, second));
+  } else {
+    const Vec high[] = {NearestBf16(first), NearestBf16(second)};
+    _mm512_storeu_si512(out, RoundToBf16(high[0], high[1]));
+    _mm512_storeu_si512(out + apart, RoundToBf16(first - high[0], second - high[1]));
   }
 }
 

@@ -26,6 +26,11 @@ struct Parts {
   static constexpr bool kLowLow = kWithLowLow;
   static constexpr int kProducts = kLeft + kRight - 1 + (kLowLow ? 1 : 0);
 };
+// Of bf16, or of what is rounded to it; of bf16 beside two parts; of two parts beside two.
+using One = Parts<1, 1>;
+using Two = Parts<1, 2>;
+using Three = Parts<2, 2>;
+using Four = Parts<2, 2, true>;
 
 struct AmxScratch {
   std::uint32_t* queries;  // [panels][parts][steps][16 dim pairs][kPanel]

@@ -65,9 +65,6 @@ inline Vec Power(const WeightConstants<kParts>& constants, Vec x) {
   return {_mm512_scalef_ps(p.v, x.v)};
 }
 
-inline __m512i Bits(Vec x) { return _mm512_castps_si512(x.v); }
-inline Vec FromBits(__m512i x) { return {_mm512_castsi512_ps(x)}; }
-
 // Elements (low, high) of two vectors, their upper halves.
 inline __m512i JoinUpperHalves(__m512i upper, __m512i low, __m512i high) {
   constexpr int kAAndBOrC = 0xEA;

@@ -11,8 +11,8 @@
 
 // Keys of candidate blocks.
 struct CandidateKeys {
-  std::int32_t* keys;       // [kTileKeys]
-  std::int32_t* candidate;  // [kTileKeys], whose key it is
+  std::int32_t* keys;       // [at most kTileKeys]
+  std::int32_t* candidate;  // whose key it is
   int count;
 };
 
@@ -40,8 +40,9 @@ class CandidateWalk {
   int offset_ = 0;
 };
 
+template <typename Scores>
 struct ScoreScratchLayout {
-  F32Scores::Operands operands;
+  typename Scores::Operands operands;
   float* queries;  // few rows: [rows][dim]
   float* levels;   // [lanes]; idle lanes repeat the first row, as in the operands
   CandidateKeys now;
@@ -49,8 +50,9 @@ struct ScoreScratchLayout {
   float* scores;  // [kTileKeys][kPanel], or [rows][kChunkKeys]
 };
 
-inline void LayOutScore(Cutter& cutter, int rows, int dim, ScoreScratchLayout& layout) {
-  F32Scores::LayOut(cutter, rows, dim, layout.operands);
+template <typename Scores>
+void LayOutScore(Cutter& cutter, int rows, int dim, ScoreScratchLayout<Scores>& layout) {
+  Scores::LayOut(cutter, rows, dim, layout.operands);
   layout.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim);
   layout.levels = cutter.Take<float>(LanesFor(rows));
   for (CandidateKeys* some : {&layout.now, &layout.next}) {
@@ -60,16 +62,20 @@ inline void LayOutScore(Cutter& cutter, int rows, int dim, ScoreScratchLayout& l
   layout.scores = cutter.Take<float>(static_cast<std::int64_t>(kTileKeys) * kPanel);
 }
 
-// Raises the scores of candidates by some of their keys; all rows, many of them.
-inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout) {
+// Raises the scores of candidates by some of their keys; all rows, many of them. Returns zero, or NaN
+// where a product is no finite number.
+template <typename Scores>
+Vec ScoreTile(const ScoreArgs& args, const ScoreScratchLayout<Scores>& layout) {
   const auto& [keys, candidate, count] = layout.now;
-  const int steps = PanelsFor(args.rows) * kTileKeys / 12;  // as in AttendTileSegment
-  TileAhead ahead(&args.keys, nullptr, layout.next.keys, layout.next.count, steps);
-  F32Scores::TakeKeys(args.keys, keys, count, layout.operands);
-  for (int panel = 0; panel < PanelsFor(args.rows); ++panel) {
+  const int panels = PanelsFor(args.rows);
+  TileAhead ahead(&args.keys, nullptr, layout.next.keys, layout.next.count,
+                  panels * Scores::FetchesOfTile(args.keys.dim));
+  Scores::TakeKeys(args.keys, keys, count, layout.operands);
+  Vec poison = Vec::Set(0.0f);
+  for (int panel = 0; panel < panels; ++panel) {
     const int vectors = VectorsOf(args.rows, panel);
     const float* levels = layout.levels + panel * kPanel;
-    F32Scores::Score(layout.operands, args.keys.dim, panel, vectors, count, layout.scores, ahead);
+    Scores::Score(layout.operands, args.keys.dim, panel, vectors, count, layout.scores, ahead);
     for (int j = 0; j < count;) {
       float& score = args.scores[candidate[j]];
       Vec most = Vec::Set(score);
@@ -77,15 +83,18 @@ inline void ScoreTile(const ScoreArgs& args, const ScoreScratchLayout& layout) {
         for (int v = 0; v < vectors; ++v) {
           const Vec product = Vec::Load(layout.scores + j * kPanel + v * Vec::kLanes);
           most = MaxOrSecond(product - Vec::Load(levels + v * Vec::kLanes), most);
+          if constexpr (Scores::kMayOverflow) poison = MulAdd(product, Vec::Set(0.0f), poison);
         }
       }
       score = MaxLanes(most);
     }
   }
+  return poison;
 }
 
-// The same for few rows.
-inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout) {
+// The same for few rows, in f32.
+template <typename Scores>
+void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout<Scores>& layout) {
   const auto& [keys, candidate, count] = layout.now;
   const AttendArgs rows = {.keys = args.keys};
   RowsAhead ahead(&rows, &AttendArgs::keys, 1, layout.next.keys, layout.next.count);
@@ -104,10 +113,12 @@ inline void ScoreFew(const ScoreArgs& args, const ScoreScratchLayout& layout) {
   }
 }
 
-void ScoreBlocks(const ScoreArgs& args) {
+// Returns whether all products were finite numbers, where the policy may overflow.
+template <typename Scores>
+bool ScoreCandidates(const ScoreArgs& args) {
   const bool few = args.rows <= kMaxFewRows;
-  const int most = few ? kChunkKeys : kTileKeys;
-  ScoreScratchLayout layout;
+  const int most = few ? kChunkKeys : Scores::kKeys;
+  ScoreScratchLayout<Scores> layout;
   Cutter cutter{args.scratch};
   LayOutScore(cutter, args.rows, args.keys.dim, layout);
   for (int lane = 0; lane < LanesFor(args.rows); ++lane) {
@@ -121,11 +132,12 @@ void ScoreBlocks(const ScoreArgs& args) {
       }
     }
   } else {
-    F32Scores::TakeQueries(args.queries, args.rows, args.keys.dim, 1.0f, layout.operands);
+    Scores::TakeQueries(args.queries, args.rows, args.keys.dim, 1.0f, layout.operands);
   }
   for (int candidate = 0; candidate < args.count; ++candidate) {
     args.scores[candidate] = kMinusInfinity;
   }
+  Vec poison = Vec::Set(0.0f);
   CandidateWalk walk(args);
   walk.Next(most, layout.next);
   while (layout.next.count > 0) {
@@ -133,13 +145,22 @@ void ScoreBlocks(const ScoreArgs& args) {
     layout.now = layout.next;
     layout.next = done;
     walk.Next(most, layout.next);
-    few ? ScoreFew(args, layout) : ScoreTile(args, layout);
+    if (few) {
+      ScoreFew(args, layout);
+    } else {
+      poison = poison + ScoreTile(args, layout);
+    }
   }
+  return !AnyDifferent(poison, Vec::Set(0.0f));
 }
 
-std::size_t ScoreScratch(int rows, int dim) {
+template <typename Scores>
+std::size_t ScoreScratchOf(int rows, int dim) {
   Cutter cutter{nullptr};
-  ScoreScratchLayout layout;
+  ScoreScratchLayout<Scores> layout;
   LayOutScore(cutter, rows, dim, layout);
   return cutter.used;
 }
+
+void ScoreBlocks(const ScoreArgs& args) { ScoreCandidates<F32Scores>(args); }
+std::size_t ScoreScratch(int rows, int dim) { return ScoreScratchOf<F32Scores>(rows, dim); }

@@ -36,6 +36,9 @@ inline void PackQueries(const float* const* queries, int rows, int dim, float sc
 }
 
 struct F32Scores {
+  static constexpr int kKeys = kTileKeys;
+  static constexpr bool kMayOverflow = false;  // what is finite in f32 stays so
+
   struct Operands {
     float* queries;  // [panels][dim][kPanel]
     float* keys;     // [kTileKeys][dim + kRowPadding]
@@ -58,6 +61,8 @@ struct F32Scores {
     MultiplyPanel<F32Product, false, false>(vectors, from.keys, dim + kRowPadding, count, queries,
                                             dim, scores, ahead);
   }
+  // By Score for a panel of kTileKeys keys: about one for each step of Multiply.
+  static constexpr int FetchesOfTile(int /*dim*/) { return kTileKeys / 12; }
 };
 
 struct F32Values {

@@ -1,0 +1,73 @@
+// Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
+//
+// Scores of candidate blocks with AMX, after the plan of simd/score-inl.h: queries and keys in two parts
+// of bf16 (bf16 keys in one), all products but low low. A score is within 2^-17 of sum |q_i k_i|, so the
+// search picks what it picks in f32, but for near ties.
+
+template <typename Products>
+struct AmxScores {
+  static constexpr bool kMayOverflow = true;
+  static constexpr int kKeys = 2 * kTileRows;  // at a time; their parts stay in the first level
+
+  struct Operands {
+    std::uint32_t* queries;  // [panels][parts][steps][16 dim pairs][kPanel]
+    Bf16* keys;              // [kKeys / 16][parts][steps][16][32]
+  };
+
+  static void LayOut(Cutter& cutter, int rows, int dim, Operands& to) {
+    const std::int64_t depth = DepthSteps(dim) * kTileDepth;
+    to.queries = cutter.Take<std::uint32_t>(LanesFor(rows) * Products::kRight * depth / 2);
+    to.keys = cutter.Take<Bf16>(kKeys * Products::kLeft * depth);
+  }
+  static void TakeQueries(const float* const* queries, int rows, int dim, float scale,
+                          const Operands& to) {
+    PackQueryTiles<Products::kRight>(queries, rows, dim, scale, to.queries);
+  }
+  static void TakeKeys(const RowsView& view, const std::int32_t* keys, int count,
+                       const Operands& to) {
+    PackKeys<Products::kLeft>(view, keys, count, to.keys);
+  }
+  static void Score(const Operands& from, int dim, int panel, int vectors, int /*count*/,
+                    float* scores, TileAhead& ahead) {
+    vectors == 1 ? ScorePanel<1>(from, DepthSteps(dim), panel, scores, ahead)
+                 : ScorePanel<2>(from, DepthSteps(dim), panel, scores, ahead);
+  }
+  static int FetchesOfTile(int dim) { return 2 * DepthSteps(dim); }
+
+ private:
+  // Of kKeys keys: what lies behind the last one scores something that nobody reads.
+  template <int NR>
+  static void ScorePanel(const Operands& from, int steps, int panel, float* scores,
+                         TileAhead& ahead) {
+    using Grid = TileGrid<2, NR>;
+    const std::int64_t left_part = steps * kTileElements;
+    const std::int64_t right_part = steps * kTileRows * kPanel;
+    const std::uint32_t* queries = from.queries + panel * Products::kRight * right_part;
+    Grid::Zero();
+    for (int step = 0; step < steps; ++step) {
+      AddProducts<Products, 2, NR>(
+          from.keys + step * kTileElements, Products::kLeft * left_part, left_part,
+          queries + step * kTileRows * kPanel,
+          right_part, [&]() __attribute__((always_inline)) { ahead.Fetch(); });
+    }
+    Grid::StoreSums(scores);
+  }
+};
+
+// Numbers that bf16 cannot hold are left to f32.
+void ScoreBlocksAmx(const ScoreArgs& args) {
+  if (args.rows > kMaxFewRows) {
+    const TileState state;
+    const bool finite = args.fast                        ? ScoreCandidates<AmxScores<One>>(args)
+                        : args.keys.type == DType::kBF16 ? ScoreCandidates<AmxScores<Two>>(args)
+                                                         : ScoreCandidates<AmxScores<Three>>(args);
+    if (finite) return;
+  }
+  ScoreBlocks(args);
+}
+
+std::size_t ScoreScratchAmx(int rows, int dim) {
+  const std::size_t tiles = ScoreScratchOf<AmxScores<Three>>(rows, dim);
+  const std::size_t f32 = ScoreScratch(rows, dim);
+  return tiles > f32 ? tiles : f32;
+}
