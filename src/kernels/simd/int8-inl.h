@@ -9,26 +9,22 @@
 // wants one side unsigned, so queries are stored as q + 128, and the sum starts at -128 sum_i k_i.
 // Cost for a block, key and lane vector: 8 dot products, a conversion, a product, a multiply-add.
 
-// A block of a query, rounded to steps of what is returned, as bytes q + 128, four in a word.
+// A block of a query, rounded to steps of what is returned, as bytes q + 128, four in a word. An infinity
+// or NaN makes the step one too, and the scores of the row NaN.
 inline float RoundBlock(const float* from, std::uint32_t* words) {
-  float largest = 0;
-  for (int i = 0; i < kQ8BlockSize; ++i) {
-    const float size = __builtin_fabsf(from[i]);
-    if (!(size <= largest)) largest = size;
-    if (size != size) break;
-  }
-  // An infinity or NaN makes the step one too, and the scores of the row NaN.
-  const float step = largest / 127;
-  const float inverse = step == 0.0f ? 0.0f : 1 / step;
-  for (int word = 0; word < kQ8BlockSize / 4; ++word) {
-    words[word] = 0;
-    for (int i = 0; i < 4; ++i) {
-      const float steps = from[4 * word + i] * inverse;
-      const bool sane = steps > -127.5f && steps < 127.5f;  // else a scale is no number
-      const auto byte =
-          static_cast<std::uint8_t>(128 + (sane ? static_cast<int>(__builtin_rintf(steps)) : 0));
-      words[word] |= static_cast<std::uint32_t>(byte) << (8 * i);
-    }
+  const Vec halves[] = {Vec::Load(from), Vec::Load(from + Vec::kLanes)};
+  const auto size = [](Vec x) { return Vec{_mm512_abs_ps(x.v)}; };
+  const Vec largest = MaxOrSecond(size(halves[0]), size(halves[1]));
+  const bool nan = _mm512_cmp_ps_mask(halves[0].v, halves[1].v, _CMP_UNORD_Q) != 0;
+  const float step = nan ? __builtin_nanf("") : MaxLanes(largest) / 127;
+  const Vec inverse = Vec::Set(step == 0.0f ? 0.0f : 1 / step);
+  for (int half = 0; half < 2; ++half) {
+    const Vec steps = halves[half] * inverse;
+    const __mmask16 sane =  // else a scale is no number
+        _mm512_cmp_ps_mask(size(steps).v, _mm512_set1_ps(127.5f), _CMP_LT_OQ);
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(sane, steps.v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(words + half * kQ8BlockSize / 8),
+                     _mm_xor_si128(bytes, _mm_set1_epi8(-128)));
   }
   return step;
 }

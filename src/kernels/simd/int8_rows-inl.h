@@ -257,8 +257,9 @@ struct Int8Rows {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
     const std::int16_t* weights = from.weights + (block * kMaxFewRows + row) * kChunkKeys;
+    RowsAhead fetch = ahead;
     for (int pair = 0; pair < pairs; ++pair) {
-      if (pair % 2 == 0) ahead.Fetch();  // the softmax fetched half
+      if (pair % 2 == 0) fetch.Fetch();  // the softmax fetched half
       const __m256i a = LoadBytes(rows[2 * pair], block);
       const __m256i b = LoadBytes(rows[2 * pair + 1], block);
       const __m512i low = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b));
@@ -272,6 +273,7 @@ struct Int8Rows {
         sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], high, weight);
       }
     }
+    ahead = fetch;
     // Unpacking put elements 0 to 7 and 16 to 23 low.
     const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 19, 18, 17, 16, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i second =
