@@ -133,7 +133,7 @@ __attribute__((noinline)) void ScoreChunk(const AmxScratch& tile, int steps, int
 // O^T of NL x 16 dims += V^T.P^T over all chunks.
 template <typename Values, int NL, int NR>
 __attribute__((noinline)) void AddDims(const Bf16* values, const std::uint32_t* weights, int chunks,
-                                       float* outputs) {
+                                       float* outputs, TileAhead& ahead) {
   using Grid = TileGrid<NL, NR>;
   constexpr std::int64_t kLeftPart = kBlockSteps * kTileElements;
   constexpr std::int64_t kRightPart = kBlockKeys / 2 * kPanel;
@@ -141,18 +141,20 @@ __attribute__((noinline)) void AddDims(const Bf16* values, const std::uint32_t* 
   for (int chunk = 0; chunk < chunks; ++chunk) {
     AddProducts<Values, NL, NR>(values + chunk * kTileElements, Values::kLeft * kLeftPart,
                                 kLeftPart, weights + chunk * kTileRows * kPanel, kRightPart, [] {});
+    ahead.Fetch();
   }
   Grid::StoreSums(outputs);
 }
 
 template <typename Values, int NR>
-inline void AddValues(const AmxScratch& tile, int dim_v, int chunks, float* outputs) {
+inline void AddValues(const AmxScratch& tile, int dim_v, int chunks, float* outputs,
+                      TileAhead& ahead) {
   for (int i = 0; i < dim_v; i += 2 * kTileRows) {
     const Bf16* values = tile.values + i / kTileRows * Values::kLeft * kBlockSteps * kTileElements;
     if (i + kTileRows < dim_v) {
-      AddDims<Values, 2, NR>(values, tile.weights, chunks, outputs + i * kPanel);
+      AddDims<Values, 2, NR>(values, tile.weights, chunks, outputs + i * kPanel, ahead);
     } else {
-      AddDims<Values, 1, NR>(values, tile.weights, chunks, outputs + i * kPanel);
+      AddDims<Values, 1, NR>(values, tile.weights, chunks, outputs + i * kPanel, ahead);
     }
   }
 }
@@ -312,7 +314,7 @@ void AttendPanel(const AttendArgs& args, const AmxScratch& tile, const BlockTrai
   last.Finish(WeightConstants<Values::kRight>());
   end(chunks - 1, chunks, last);
   AddValues<Values, NR>(tile, dim_v, chunks,
-                        tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v);
+                        tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v, ahead);
 }
 
 template <typename Scores, typename Values>
@@ -364,7 +366,8 @@ void AttendAmxSegment(const AttendArgs& args, const KeySegment& segment, AmxScra
     if (traits.masked && !AnyUnmasked(segment, args.rows, tile.block, traits.count)) continue;
     traits.hide = !walk.AllVisible(tile.block, traits.count);
     TileAhead ahead(&args.keys, &args.values, tile.next, next_count,
-                    PanelsFor(args.rows) * traits.chunks());
+                    PanelsFor(args.rows) * traits.chunks() *
+                        (1 + (args.values.dim + 2 * kTileRows - 1) / (2 * kTileRows)));
     AttendBlock<Scores, Values>(args, tile, traits, ahead);
   }
 }
