@@ -59,8 +59,8 @@ def block_sparse(block, name="f16", *options, **more):
     )
 
 
-def pruned(phase, shape, length, tokens, label=""):
-    options = ("--method", "hip", "--tokens", tokens)
+def pruned(phase, shape, length, tokens, *more, label=""):
+    options = ("--method", "hip", "--tokens", tokens, *more)
     return Row(f"pruned {phase} {length}", f"pruned {phase}", shape, options, label=label)
 
 
@@ -71,6 +71,7 @@ def disturbed(length, tokens):
 
 ROWS = (
     prefill("f16", label="f16", peers=True),
+    prefill("f16 fast", "--fast"),
     prefill("f32", "--kv-type", "f32", label="f32"),
     prefill("bf16", "--kv-type", "bf16", peers=True),
     prefill("bf16 fast", "--kv-type", "bf16", "--fast", label="bf16 --fast", peers=True),
@@ -110,6 +111,9 @@ ROWS = (
     pruned("prefill", PREFILL, "8 Ki", 8 * KI, label="hip, 8 Ki"),
     pruned("prefill", PREFILL, "128 Ki", 128 * KI, label="128 Ki"),
     pruned("prefill", PREFILL, "1 Mi", MI, label="1 Mi"),
+    pruned("prefill", PREFILL, "8 Ki fast", 8 * KI, "--fast"),
+    pruned("prefill", PREFILL, "8 Ki bf16 fast", 8 * KI, "--kv-type", "bf16", "--fast"),
+    pruned("prefill", PREFILL, "128 Ki fast", 128 * KI, "--fast"),
     pruned("decode", DECODE, "8 Ki", 8 * KI),
     pruned("decode", DECODE, "128 Ki", 128 * KI),
     pruned("decode", DECODE, "1 Mi", MI),

@@ -16,7 +16,7 @@ constexpr double kF32Bound = 4e-6;
 constexpr double kTwoPartBound = 2e-5;  // of bf16
 constexpr double kBf16Bound = 3e-3;
 constexpr double kBf16RowBound = 4e-3;      // of one to eight rows, which average less
-constexpr double kRoundedKeysBound = 5e-3;  // of q8_0 keys and values, rounded to bf16 too
+constexpr double kRoundedKeysBound = 5e-3;  // of keys and values that are rounded to bf16 too
 constexpr double kInt8Nmse = 4e-4;
 
 bool Has(const std::string& kernel, const char* word) {
@@ -29,7 +29,7 @@ double BoundOf(const std::string& kernel, DType type) {
   if (Has(kernel, "bf16x")) return kTwoPartBound;
   if (!Has(kernel, "bf16")) return kF32Bound;
   if (Has(kernel, "rows")) return kBf16RowBound;
-  return type == DType::kQ8_0 ? kRoundedKeysBound : kBf16Bound;
+  return type == DType::kBF16 ? kBf16Bound : kRoundedKeysBound;
 }
 
 std::string KernelOf(const KernelTable& kernels, const KernelProblem& problem) {

@@ -1,8 +1,8 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
 // AVX-512 with AMX: both products of many rows run on the tile registers, in bf16. What may be fast
-// has one product (bf16 and q8_0 keys and values). All else is accurate to 16 bits: queries and weights
-// in two parts, beside bf16 keys and values as they are, or f16, f32 and q8_0 ones in two parts too.
+// has one product: all is rounded to bf16. Else it is accurate to 16 bits: queries and weights in two
+// parts, beside bf16 keys and values as they are, or f16, f32 and q8_0 ones in two parts too.
 //
 // q8_0 does not use the int8 products: over the 32 numbers that share a scale, one takes as long as
 // a bf16 product of 32 (16 cycles, measured), and leaves each block's sums to be scaled.
@@ -38,26 +38,18 @@ constexpr Solver AmxSolver(std::string_view name) {
   return {name, AttendAmx<Scores, Values>, AmxScratchOf<Scores, Values>};
 }
 
-// An error of a score is a relative one of its weight, so scores of two parts take all four products.
-constexpr Solver kAmx[3][3] = {{AmxSolver<One, One>("tile amx_bf16 amx_bf16"),
-                                {},
-                                AmxSolver<One, Three>("tile amx_bf16 amx_bf16x3")},
-                               {{},
-                                AmxSolver<Two, Two>("tile amx_bf16x2 amx_bf16x2"),
-                                AmxSolver<Two, Three>("tile amx_bf16x2 amx_bf16x3")},
-                               {AmxSolver<Four, One>("tile amx_bf16x4 amx_bf16"),
-                                AmxSolver<Four, Two>("tile amx_bf16x4 amx_bf16x2"),
-                                AmxSolver<Four, Three>("tile amx_bf16x4 amx_bf16x3")}};
-
-// Rows and columns of kAmx. f16 and f32 numbers keep more than one part of bf16 would leave of them.
-int KindOf(DType type, bool fast) {
-  if (type == DType::kBF16) return fast ? 0 : 1;
-  return type == DType::kQ8_0 && fast ? 0 : 2;
-}
+constexpr Solver kFast = AmxSolver<One, One>("tile amx_bf16 amx_bf16");
+// Keys, then values: bf16 ones, or others. An error of a score is a relative one of its weight, so scores
+// of two parts take all four products.
+constexpr Solver kExact[2][2] = {{AmxSolver<Two, Two>("tile amx_bf16x2 amx_bf16x2"),
+                                  AmxSolver<Two, Three>("tile amx_bf16x2 amx_bf16x3")},
+                                 {AmxSolver<Four, Two>("tile amx_bf16x4 amx_bf16x2"),
+                                  AmxSolver<Four, Three>("tile amx_bf16x4 amx_bf16x3")}};
 
 const Solver& Choose(const AttendShape& shape) {
   if (shape.rows <= kMaxFewRows) return ChooseRows(shape);
-  return kAmx[KindOf(shape.key_type, shape.fast)][KindOf(shape.value_type, shape.fast)];
+  if (shape.fast) return kFast;
+  return kExact[shape.key_type != DType::kBF16][shape.value_type != DType::kBF16];
 }
 
 }  // namespace
