@@ -57,7 +57,7 @@ TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
             }
           }
           // With AMX, of numbers in two parts of bf16.
-          ASSERT_NEAR(scores[b], want, GetParam() == "amx" ? size * 0x1p-16 : 1e-4)
+          ASSERT_NEAR(scores[b], want, GetParam() == "amx" ? size * 0x1p-17 : 1e-4)
               << NameOf(type) << " rows " << rows << " block " << block_size << " at " << b;
         }
       }
