@@ -39,9 +39,10 @@ struct AttentionSettings {
   int dense_layers = 3;  // the first layers attend densely
   int refresh = 4;       // decoding steps that reuse one selection
 
-  // Allow arithmetic in bf16 for bf16 and q8_0 keys and values, and in int8 for scores of q8_0 keys.
-  // Without it, it is in f32, or with AMX in two bf16 parts of each number: relative errors of outputs
-  // near 1e-6 and 1e-5.
+  // Allow less than f32 where the processor gains by it: bf16 for bf16 and q8_0 keys and values, int8 for
+  // scores of q8_0 keys; with AMX bf16 for all types (f16 loses three bits) and for the search. Without
+  // it, arithmetic is in f32, or with AMX in two bf16 parts of each number: relative errors of outputs near
+  // 1e-6 and 1e-5.
   bool fast = false;
 };
 

@@ -5,9 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <vector>
 
-#include "core/align.h"
 #include "kernels/problem.h"
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -34,29 +32,11 @@ void Attend(const KernelTable& kernels) {
   }
 }
 
-void Score(const KernelTable& kernels) {
-  constexpr int kRows = 12, kKeys = 64, kDim = 64;
-  const Tensor queries = RandomTensor(DType::kF32, 1, kRows, kDim, 1);
-  const Tensor keys = RandomTensor(DType::kF16, kKeys, 1, kDim, 2);
-  std::vector<const float*> pointers;
-  for (int row = 0; row < kRows; ++row) pointers.push_back(&queries.values[row * kDim]);
-  const std::int32_t start = 8;
-  float score = 0;
-  const AlignedBytes scratch = AllocateAligned(kernels.score_scratch(kRows, kDim));
-  kernels.score_blocks({.rows = kRows,
-                        .queries = pointers.data(),
-                        .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, kDim},
-                        .starts = &start,
-                        .count = 1,
-                        .limit = kKeys,
-                        .scores = &score,
-                        .scratch = scratch.get()});
-  EXPECT_GT(score, 0);
-}
-
 void UseTiles(const KernelTable& kernels) {
   Attend(kernels);
-  Score(kernels);
+  const Tensor queries = RandomTensor(DType::kF32, 1, 12, 64, 1);
+  const Tensor keys = RandomTensor(DType::kF16, 64, 1, 64, 2);
+  EXPECT_GT(Score(kernels, queries, nullptr, keys, {8}, 1)[0], 0);
 }
 
 class AmxState : public ::testing::Test {

@@ -3,6 +3,7 @@
 // One call of a kernel on one KV head, with everything it points at, and the reference for it.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "core/align.h"
@@ -109,6 +110,36 @@ inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& probl
     if (scratch[size + i] != std::byte{0xA5}) result.lse.clear();  // fails every comparison
   }
   return result;
+}
+
+// Scores of the blocks at `starts` for all rows of queries [1, rows, dim]. levels: [rows] or null.
+inline std::vector<float> Score(const KernelTable& kernels, const Tensor& queries,
+                                const float* levels, const Tensor& keys,
+                                const std::vector<std::int32_t>& starts, int block_size,
+                                bool fast = false) {
+  const auto rows = static_cast<int>(queries.heads);
+  const auto dim = static_cast<int>(keys.dim);
+  std::vector<const float*> pointers;
+  for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * dim]);
+  std::vector<float> scores(starts.size(), 99);
+  const std::size_t size = kernels.score_scratch(rows, dim);
+  const AlignedBytes scratch = AllocateAligned(size + kCacheLine);
+  std::fill_n(scratch.get() + size, kCacheLine, std::byte{0xA5});
+  kernels.score_blocks({.rows = rows,
+                        .queries = pointers.data(),
+                        .levels = levels,
+                        .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, dim},
+                        .starts = starts.data(),
+                        .count = static_cast<int>(starts.size()),
+                        .block_size = block_size,
+                        .limit = static_cast<std::int32_t>(keys.tokens),
+                        .fast = fast,
+                        .scores = scores.data(),
+                        .scratch = scratch.get()});
+  for (std::size_t i = 0; i < kCacheLine; ++i) {
+    if (scratch[size + i] != std::byte{0xA5}) scores.clear();  // fails every comparison
+  }
+  return scores;
 }
 
 }  // namespace coppice::testing

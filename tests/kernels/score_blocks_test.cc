@@ -4,122 +4,113 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/align.h"
-#include "kernels/table.h"
-#include "support/reference.h"
+#include "kernels/problem.h"
 
 namespace coppice::testing {
 namespace {
 
-class ScoreBlocks : public ::testing::TestWithParam<std::string> {};
+class ScoreBlocks : public ::testing::TestWithParam<std::string> {
+ protected:
+  const KernelTable& kernels() const { return *FindKernels(GetParam()); }
+};
+
+struct Product {
+  double score = -kInfinity;
+  double size = 0;  // sum |q_i k_i|
+};
+
+Product Highest(const Tensor& queries, const float* levels, const Tensor& keys, int begin,
+                int end) {
+  Product highest;
+  for (int key = begin; key < end; ++key) {
+    for (int row = 0; row < queries.heads; ++row) {
+      Product now{.score = levels == nullptr ? 0.0 : -static_cast<double>(levels[row])};
+      for (int i = 0; i < keys.dim; ++i) {
+        const double product = static_cast<double>(queries.at(0, row, i)) * keys.at(key, 0, i);
+        now.score += product;
+        now.size += std::abs(product);
+      }
+      if (now.score > highest.score) highest = now;
+    }
+  }
+  return highest;
+}
 
 TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
-  const KernelTable& kernels = *FindKernels(GetParam());
+  constexpr int kDim = 64, kKeys = 500;
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+    const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
     for (const int rows : {1, 3, 4, 8, 9, 24, 64, 70}) {
+      const Tensor queries = RandomTensor(DType::kF32, 1, rows, kDim, 1);
+      const Tensor drawn = RandomTensor(DType::kF32, 1, 1, rows, 3, 10.0f);
       for (const int block_size : {1, 2, 8, 33}) {
-        constexpr int kDim = 64, kKeys = 500;
-        const Tensor queries = RandomTensor(DType::kF32, 1, rows, kDim, 1);
-        const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
-        std::vector<const float*> pointers;
-        for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * kDim]);
-        const Tensor levels = RandomTensor(DType::kF32, 1, 1, rows, 3, 10.0f);
-        const bool leveled = block_size != 2;
+        const float* levels = block_size == 2 ? nullptr : drawn.values.data();
         std::vector<std::int32_t> starts;
         for (int start = 0; start < kKeys; start += block_size + 3) starts.push_back(start);
-        std::vector<float> scores(starts.size(), 99);
-        AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
-        kernels.score_blocks({.rows = rows,
-                              .queries = pointers.data(),
-                              .levels = leveled ? levels.values.data() : nullptr,
-                              .keys = {keys.bytes.data(), keys.view().token_stride, type, kDim},
-                              .starts = starts.data(),
-                              .count = static_cast<int>(starts.size()),
-                              .block_size = block_size,
-                              .limit = kKeys,
-                              .scores = scores.data(),
-                              .scratch = scratch.get()});
+        const auto exact = Score(kernels(), queries, levels, keys, starts, block_size);
+        const auto fast = Score(kernels(), queries, levels, keys, starts, block_size, true);
+        ASSERT_EQ(exact.size(), starts.size()) << "wrote beyond its scratch";
+        ASSERT_EQ(fast.size(), starts.size()) << "wrote beyond its scratch";
         for (std::size_t b = 0; b < starts.size(); ++b) {
-          double want = -kInfinity;
-          double size = 0;  // of the products that made it
-          for (int key = starts[b]; key < std::min(starts[b] + block_size, kKeys); ++key) {
-            for (int row = 0; row < rows; ++row) {
-              double dot = leveled ? -static_cast<double>(levels.at(0, 0, row)) : 0.0;
-              double sum = 0;
-              for (int i = 0; i < kDim; ++i) {
-                const double product =
-                    static_cast<double>(queries.at(0, row, i)) * keys.at(key, 0, i);
-                dot += product;
-                sum += std::abs(product);
-              }
-              if (dot > want) size = sum;
-              want = std::max(want, dot);
-            }
-          }
-          // With AMX, of numbers in two parts of bf16.
-          ASSERT_NEAR(scores[b], want, GetParam() == "amx" ? size * 0x1p-17 : 1e-4)
-              << NameOf(type) << " rows " << rows << " block " << block_size << " at " << b;
+          const Product want =
+              Highest(queries, levels, keys, starts[b], std::min(starts[b] + block_size, kKeys));
+          // With AMX numbers are in two parts of bf16, or in one.
+          const bool parts = GetParam() == "amx";
+          const std::string what = NameOf(type) + std::string(" rows ") + std::to_string(rows) +
+                                   " block " + std::to_string(block_size) + " at " +
+                                   std::to_string(b);
+          ASSERT_NEAR(exact[b], want.score, parts ? want.size * 0x1p-17 : 1e-4) << what;
+          ASSERT_NEAR(fast[b], want.score, parts ? want.size * 0x1p-8 : 1e-4) << what;
         }
       }
     }
   }
 }
 
+// What may be fast is: with AMX 1 + 2^-10 becomes 1.
+TEST_P(ScoreBlocks, FastRoundsManyRowsToBf16WithAmx) {
+  constexpr int kDim = 64;
+  const std::vector<float> ones(40 * kDim, 1 + 0x1p-10f);
+  const Tensor queries(DType::kF32, 1, 40, kDim, ones);
+  const Tensor keys(DType::kF16, 40, 1, kDim, ones);
+  const float exact = kDim * (1 + 0x1p-10f) * (1 + 0x1p-10f);
+  EXPECT_NEAR(Score(kernels(), queries, nullptr, keys, {0}, 40)[0], exact, 1e-3);
+  EXPECT_NEAR(Score(kernels(), queries, nullptr, keys, {0}, 40, true)[0],
+              GetParam() == "amx" ? kDim : exact, 1e-3);
+}
+
 TEST_P(ScoreBlocks, NanProductsDoNotCount) {
-  const KernelTable& kernels = *FindKernels(GetParam());
-  constexpr int kDim = 64, kKeys = 40, kBlock = 8;
+  constexpr int kDim = 64, kKeys = 40;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  Tensor keys = RandomTensor(DType::kF32, kKeys, 1, kDim, 2);
+  for (const int key : {3, 16, 17, 18, 19, 20, 21, 22, 23}) keys.values[key * kDim + 5] = nan;
+  keys = Tensor(DType::kF32, kKeys, 1, kDim, keys.values);
   for (const int rows : {4, 40}) {
     const Tensor queries = RandomTensor(DType::kF32, 1, rows, kDim, 1, 0.0f);
-    Tensor keys = RandomTensor(DType::kF32, kKeys, 1, kDim, 2);
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    for (const int key : {3, 16, 17, 18, 19, 20, 21, 22, 23}) keys.values[key * kDim + 5] = nan;
-    keys = Tensor(DType::kF32, kKeys, 1, kDim, keys.values);
-    std::vector<const float*> pointers;
-    for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * kDim]);
-    const std::vector<std::int32_t> starts = {0, 8, 16, 24, 32};
-    std::vector<float> scores(starts.size(), 99);
-    AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
-    kernels.score_blocks({.rows = rows,
-                          .queries = pointers.data(),
-                          .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, kDim},
-                          .starts = starts.data(),
-                          .count = static_cast<int>(starts.size()),
-                          .block_size = kBlock,
-                          .limit = kKeys,
-                          .scores = scores.data(),
-                          .scratch = scratch.get()});
-    const auto none = -std::numeric_limits<float>::infinity();
-    EXPECT_EQ(scores, (std::vector<float>{0, 0, none, 0, 0})) << rows;
+    EXPECT_EQ(Score(kernels(), queries, nullptr, keys, {0, 8, 16, 24, 32}, 8),
+              (std::vector<float>{0, 0, static_cast<float>(-kInfinity), 0, 0}))
+        << rows;
   }
 }
 
 // Neither an infinity nor a number above the largest bf16 is lost.
 TEST_P(ScoreBlocks, HugeKeysCount) {
-  const KernelTable& kernels = *FindKernels(GetParam());
-  constexpr int kDim = 64, kKeys = 40, kBlock = 8;
+  constexpr int kDim = 64, kKeys = 40;
   constexpr float kLargest = std::numeric_limits<float>::max();
+  const auto infinity = static_cast<float>(kInfinity);
+  std::vector<float> values(kKeys * kDim, 0.0f);
+  values[9 * kDim + 5] = infinity;
+  values[20 * kDim + 5] = kLargest;
+  values[39 * kDim + 5] = 0x1p10f;
+  const Tensor keys(DType::kF32, kKeys, 1, kDim, values);
   for (const int rows : {4, 40}) {
-    const std::vector<float> query(kDim, 0x1p-10f);
-    const std::vector<const float*> pointers(static_cast<std::size_t>(rows), query.data());
-    std::vector<float> values(kKeys * kDim, 0.0f);
-    values[9 * kDim + 5] = std::numeric_limits<float>::infinity();
-    values[20 * kDim + 5] = kLargest;
-    values[39 * kDim + 5] = 0x1p10f;
-    const Tensor keys(DType::kF32, kKeys, 1, kDim, values);
-    const std::vector<std::int32_t> starts = {0, 8, 16, 24, 32};
-    std::vector<float> scores(starts.size(), 99);
-    AlignedBytes scratch = AllocateAligned(kernels.score_scratch(rows, kDim));
-    kernels.score_blocks({.rows = rows,
-                          .queries = pointers.data(),
-                          .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, kDim},
-                          .starts = starts.data(),
-                          .count = static_cast<int>(starts.size()),
-                          .block_size = kBlock,
-                          .limit = kKeys,
-                          .scores = scores.data(),
-                          .scratch = scratch.get()});
-    const float infinity = std::numeric_limits<float>::infinity();
-    EXPECT_EQ(scores, (std::vector<float>{0, infinity, kLargest * 0x1p-10f, 0, 1})) << rows;
+    const Tensor queries(DType::kF32, 1, rows, kDim,
+                         std::vector<float>(static_cast<std::size_t>(rows * kDim), 0x1p-10f));
+    for (const bool fast : {false, true}) {
+      EXPECT_EQ(Score(kernels(), queries, nullptr, keys, {0, 8, 16, 24, 32}, 8, fast),
+                (std::vector<float>{0, infinity, kLargest * 0x1p-10f, 0, 1}))
+          << rows << fast;
+    }
   }
 }
 
