@@ -39,18 +39,27 @@ struct AmxScores {
   template <int NR>
   static void ScorePanel(const Operands& from, int steps, int panel, float* scores,
                          TileAhead& ahead) {
-    using Grid = TileGrid<2, NR>;
+    using First = TileSums<0, NR>;
+    using Second = TileSums<1, NR>;
     const std::int64_t left_part = steps * kTileElements;
     const std::int64_t right_part = steps * kTileRows * kPanel;
-    const std::uint32_t* queries = from.queries + panel * Products::kRight * right_part;
-    Grid::Zero();
+    const TileStream keys = {.left = from.keys,
+                             .left_tile = Products::kLeft * left_part,
+                             .left_part = left_part,
+                             .right = from.queries + panel * Products::kRight * right_part,
+                             .right_part = right_part,
+                             .tiles = 2,
+                             .steps = steps};
+    First::Zero();
+    Second::Zero();
     for (int step = 0; step < steps; ++step) {
-      AddProducts<Products, 2, NR>(
-          from.keys + step * kTileElements, Products::kLeft * left_part, left_part,
-          queries + step * kTileRows * kPanel,
-          right_part, [&]() __attribute__((always_inline)) { ahead.Fetch(); });
+      const Bf16* const left = keys.left + step * kTileElements;
+      AddProducts<Products, NR, 0, true, true>(
+          keys, left, left + keys.left_tile, keys.right + step * kTileRows * kPanel, [] {},
+          [&]() __attribute__((always_inline)) { ahead.Fetch(); });
     }
-    Grid::StoreSums(scores);
+    First::Store(scores);
+    Second::Store(scores + kTileRows * kPanel);
   }
 };
 

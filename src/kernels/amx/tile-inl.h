@@ -7,10 +7,16 @@
 //
 //   for each block of kBlockKeys keys: pack K and V into tiles, once for all panels of 32 rows
 //     for each panel
-//       for each chunk of 32 keys: scores, and meanwhile the weights of the chunk before
-//       for each 32 dims of the values: O^T += V^T.P^T
+//       for each tile of 16 keys: scores, and meanwhile the weights of an earlier tile
+//       for each tile of 16 dims of the values: O^T += V^T.P^T
 //
-//   In the first-level cache lie scores of two chunks (8 KiB), the weights of a block and the
+//   Both loops are one: left tiles take turns on the two sides of registers-inl.h, each with its first
+//   half of steps beside the second half of the tile before.
+//
+//        side 0   | tile 0: steps 0 1 | 2 3 | tile 2: 0 1 | 2 3 | ...
+//        side 1   |                   | tile 1: 2 3 | 0 1 | tile 3: 2 3 | ...
+//
+//   In the first-level cache lie scores of two tiles (4 KiB), the weights of a block and the
 //   queries of the panel (16 and 8 KiB at dim 128); K and V of a block stream from the second level,
 //   32 bytes a cycle at the rate of the products.
 //
@@ -38,9 +44,9 @@ struct AmxScratch {
   Bf16* values;            // [dim_v / 16][parts][kBlockSteps][16][32]
   Bf16* rows;              // [32 keys][parts][dim_v]
   std::uint32_t* weights;  // [parts][kBlockKeys / 2][kPanel]
-  float* scores;           // [2 chunks][32 keys][kPanel]
+  float* scores;           // [2 tiles][16 keys][kPanel]
   float* outputs;          // [panels][dim_v][kPanel], not normalised
-  float* start;            // [panels][kPanel], what sums of scores start from: minus the reference
+  float* start;            // [panels][kPanel], minus the reference, added to scores
   float* total;            // [panels][kPanel]
   std::int32_t* begin;     // [panels][kPanel], visible keys of each lane; empty for idle lanes
   std::int32_t* end;       // [panels][kPanel]
@@ -60,7 +66,7 @@ void LayOutAmx(Cutter& cutter, int rows, int dim_k, int dim_v, AmxScratch& tile)
   tile.values = cutter.Take<Bf16>(kBlockKeys * Values::kLeft * depth_v);
   tile.rows = cutter.Take<Bf16>(kTileDepth * Values::kLeft * depth_v);
   tile.weights = cutter.Take<std::uint32_t>(Values::kRight * kBlockKeys / 2 * kPanel);
-  tile.scores = cutter.Take<float>(2 * kTileDepth * kPanel);
+  tile.scores = cutter.Take<float>(2 * kTileRows * kPanel);
   tile.outputs = cutter.Take<float>(lanes * dim_v);
   tile.start = cutter.Take<float>(lanes);
   tile.total = cutter.Take<float>(lanes);
@@ -72,132 +78,175 @@ void LayOutAmx(Cutter& cutter, int rows, int dim_k, int dim_v, AmxScratch& tile)
   tile.positions = cutter.Take<float>(lanes);
 }
 
-inline float* ChunkScores(const AmxScratch& tile, int chunk) {
-  return tile.scores + chunk % 2 * kTileDepth * kPanel;
+inline float* ScoresOf(const AmxScratch& tile, int key_tile) {
+  return tile.scores + key_tile % 2 * kTileRows * kPanel;
 }
 
-// Adds the products of the parts, and calls `meanwhile` NL x NR times; `part`: elements
-// from a part to the next.
-template <typename P, int NL, int NR, typename Meanwhile>
-__attribute__((always_inline)) inline void AddProducts(const Bf16* left, std::int64_t between,
-                                                       std::int64_t left_part,
-                                                       const std::uint32_t* right,
-                                                       std::int64_t right_part,
+// Left tiles that take turns on the two sides of the registers, and the right operand of both.
+struct TileStream {
+  const Bf16* left;  // [tiles][parts][steps][16][32]
+  std::int64_t left_tile;
+  std::int64_t left_part;
+  const std::uint32_t* right;  // [parts][steps][16][kPanel]
+  std::int64_t right_part;
+  int tiles;
+  int steps;
+};
+
+// Adds the products of the parts at a step, those of the side that began earlier first. turn: called once
+// the first of them are under way. meanwhile: called 2 NR times.
+template <typename P, int NR, int kElder, bool kHasElder, bool kHasYounger, typename Turn,
+          typename Meanwhile>
+__attribute__((always_inline)) inline void AddProducts(const TileStream& of, const Bf16* elder,
+                                                       const Bf16* younger,
+                                                       const std::uint32_t* right, Turn&& turn,
                                                        Meanwhile&& meanwhile) {
-  using Grid = TileGrid<NL, NR>;
-  constexpr int kOfPart = NL * NR;
+  constexpr int kOfPart = 2 * NR;
   constexpr int kEvery = P::kProducts;
-  Grid::template Multiply<true, true, 0, kEvery>(left, between, right, meanwhile);
-  if constexpr (P::kRight == 2) {
-    Grid::template Multiply<false, true, kOfPart, kEvery>(left, between, right + right_part,
-                                                          meanwhile);
-  }
-  if constexpr (P::kLowLow) {
-    Grid::template Multiply<true, false, 2 * kOfPart, kEvery>(left + left_part, between, right,
-                                                              meanwhile);
-  }
+  const auto none = [] {};
+  const auto multiply = [&]<bool kLoadLeft, bool kLoadRight, int kIndex>(
+                            int left_part, int right_part, auto&& between)
+      __attribute__((always_inline)) {
+    MultiplySides<NR, kElder, kHasElder, kHasYounger, kLoadLeft, kLoadRight, kIndex * kOfPart,
+                  kEvery>(elder + left_part * of.left_part, younger + left_part * of.left_part,
+                          right + right_part * of.right_part, between, meanwhile);
+  };
+  multiply.template operator()<true, true, 0>(0, 0, turn);
+  if constexpr (P::kRight == 2) multiply.template operator()<false, true, 1>(0, 1, none);
+  if constexpr (P::kLowLow) multiply.template operator()<true, false, 2>(1, 1, none);
   if constexpr (P::kLeft == 2) {
-    Grid::template Multiply<!P::kLowLow, P::kRight == 2, (P::kProducts - 1) * kOfPart, kEvery>(
-        left + left_part, between, right, meanwhile);
+    multiply.template operator()<!P::kLowLow, P::kRight == 2, P::kProducts - 1>(1, 0, none);
   }
 }
 
-// Scores of a chunk on top of `start`, or of zero where that is null; meanwhile the weights of an earlier
-// one.
-template <typename Scores, int NR, typename Weights>
-__attribute__((noinline)) void ScoreChunk(const AmxScratch& tile, int steps, int panel, int chunk,
-                                          const float* start, Weights& earlier) {
-  using Grid = TileGrid<2, NR>;
-  const std::int64_t left_part = steps * kTileElements;
-  const std::int64_t right_part = steps * kTileRows * kPanel;
-  const Bf16* left = tile.keys + 2 * chunk * Scores::kLeft * left_part;
-  const std::uint32_t* right = tile.queries + panel * Scores::kRight * right_part;
+// A turn of the stream: the first half of steps of tile `index`, if there is one, beside the second half
+// of the tile before, if there is one. turn: called where tile `index` begins, its side's old sums
+// complete.
+template <typename P, int NR, int kSide, typename Turn, typename Meanwhile>
+__attribute__((always_inline)) inline void AddTurn(const TileStream& of, int index, Turn&& turn,
+                                                   Meanwhile&& meanwhile) {
+  const int half = of.steps / 2;
+  const int begin = kSide == 0 ? 0 : half;
+  const int end = kSide == 0 ? half : of.steps;
+  const Bf16* const younger = of.left + index * of.left_tile;
+  const Bf16* const elder = younger - of.left_tile;
+  const auto add = [&]<bool kHasElder, bool kHasYounger>() __attribute__((always_inline)) {
+    const auto at = [&](int step, auto&& between) __attribute__((always_inline)) {
+      AddProducts<P, NR, 1 - kSide, kHasElder, kHasYounger>(
+          of, elder + step * kTileElements, younger + step * kTileElements,
+          of.right + step * kTileRows * kPanel, between, meanwhile);
+    };
+    const auto none = [] {};
+    if (begin == end) {
+      turn();
+      return;
+    }
+    if constexpr (kHasElder) {
+      at(begin, turn);
+    } else {
+      turn();
+      at(begin, none);
+    }
+    for (int step = begin + 1; step < end; ++step) at(step, none);
+  };
+  if (index == 0) {
+    add.template operator()<false, true>();
+  } else if (index < of.tiles) {
+    add.template operator()<true, true>();
+  } else {
+    add.template operator()<true, false>();
+  }
+}
+
+// A turn of the scores, and meanwhile the weights of an earlier tile.
+template <typename Scores, int NR, int kSide, typename Weights>
+__attribute__((noinline)) void ScoreTurn(const AmxScratch& tile, const TileStream& keys, int index,
+                                         Weights& earlier) {
+  using Sums = TileSums<kSide, NR>;
   const WeightConstants<Weights::kParts> constants;
   Weights weights = earlier;
-  if (start == nullptr) {
-    Grid::Zero();
-  } else {
-    Grid::SpreadSums(start);
-  }
-  for (int step = 0; step < steps; ++step) {
-    AddProducts<Scores, 2, NR>(
-        left + step * kTileElements, Scores::kLeft * left_part, left_part,
-        right + step * kTileRows * kPanel,
-        right_part, [&]() __attribute__((always_inline)) { weights.Advance(constants); });
-  }
+  AddTurn<Scores, NR, kSide>(
+      keys, index,
+      [&]() __attribute__((always_inline)) {
+        if (index >= 2) Sums::Store(ScoresOf(tile, index));
+        Sums::Zero();
+      },
+      [&]() __attribute__((always_inline)) { weights.Advance(constants); });
   weights.Finish(constants);
   earlier = weights;
-  Grid::StoreSums(ChunkScores(tile, chunk));
 }
 
-// O^T of NL x 16 dims += V^T.P^T over all chunks.
-template <typename Values, int NL, int NR>
-__attribute__((noinline)) void AddDims(const Bf16* values, const std::uint32_t* weights, int chunks,
-                                       float* outputs, TileAhead& ahead) {
-  using Grid = TileGrid<NL, NR>;
-  constexpr std::int64_t kLeftPart = kBlockSteps * kTileElements;
-  constexpr std::int64_t kRightPart = kBlockKeys / 2 * kPanel;
-  Grid::LoadSums(outputs);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    AddProducts<Values, NL, NR>(values + chunk * kTileElements, Values::kLeft * kLeftPart,
-                                kLeftPart, weights + chunk * kTileRows * kPanel, kRightPart, [] {});
-    ahead.Fetch();
-  }
-  Grid::StoreSums(outputs);
+// A turn of O^T += V^T.P^T over all keys of a block.
+template <typename Values, int NR, int kSide>
+__attribute__((noinline)) void ValueTurn(const TileStream& values, int index, float* outputs,
+                                         TileAhead& ahead) {
+  using Sums = TileSums<kSide, NR>;
+  float* const at = outputs + index * kTileRows * kPanel;
+  const float* next = at + kTileRows * kPanel;
+  AddTurn<Values, NR, kSide>(
+      values, index,
+      [&]() __attribute__((always_inline)) {
+        if (index >= 2) Sums::Store(at - 2 * kTileRows * kPanel);
+        if (index < values.tiles) Sums::Load(at);
+      },
+      [&]() __attribute__((always_inline)) {
+        for (int v = 0; v < NR; ++v) {
+          _mm_prefetch(reinterpret_cast<const char*>(next + v * Vec::kLanes), _MM_HINT_T0);
+        }
+        next += kPanel;
+      });
+  ahead.Fetch();
 }
 
 template <typename Values, int NR>
 inline void AddValues(const AmxScratch& tile, int dim_v, int chunks, float* outputs,
                       TileAhead& ahead) {
-  for (int i = 0; i < dim_v; i += 2 * kTileRows) {
-    const Bf16* values = tile.values + i / kTileRows * Values::kLeft * kBlockSteps * kTileElements;
-    if (i + kTileRows < dim_v) {
-      AddDims<Values, 2, NR>(values, tile.weights, chunks, outputs + i * kPanel, ahead);
+  const TileStream values = {.left = tile.values,
+                             .left_tile = Values::kLeft * kBlockSteps * kTileElements,
+                             .left_part = kBlockSteps * kTileElements,
+                             .right = tile.weights,
+                             .right_part = kBlockKeys / 2 * kPanel,
+                             .tiles = dim_v / kTileRows,
+                             .steps = chunks};
+  for (int index = 0; index <= values.tiles; ++index) {
+    if (index % 2 == 0) {
+      ValueTurn<Values, NR, 0>(values, index, outputs, ahead);
     } else {
-      AddDims<Values, 1, NR>(values, tile.weights, chunks, outputs + i * kPanel, ahead);
+      ValueTurn<Values, NR, 1>(values, index, outputs, ahead);
     }
   }
-}
-
-// Moves references by `step`, an integer for each lane of a vector: scores that are not weights yet, from
-// `chunk` to those of `scored`, follow.
-inline void MoveReference(const AmxScratch& tile, int panel, int lane, int chunk, int scored,
-                          Vec step) {
-  const Vec minus = Vec::Set(0.0f) - step;
-  AddToRows(tile.start + panel * kPanel + lane, 1, minus);
-  for (; chunk < scored; ++chunk) {
-    AddToRows(ChunkScores(tile, chunk) + lane, kTileDepth, minus);
+  float* const last = outputs + (values.tiles - 1) * kTileRows * kPanel;
+  if (values.tiles % 2 == 1) {
+    TileSums<0, NR>::Store(last);
+  } else {
+    TileSums<1, NR>::Store(last);
   }
 }
 
-template <int NR>
-inline bool AllZero(const float* at) {
-  __m512i bits = _mm512_setzero_si512();
-  for (int v = 0; v < NR; ++v) bits = _mm512_or_si512(bits, Bits(Vec::Load(at + v * Vec::kLanes)));
-  return _mm512_test_epi32_mask(bits, bits) == 0;
-}
+// Moves references by `step`, an integer for each lane of a vector.
+inline void MoveReference(float* start, Vec step) { (Vec::Load(start) - step).Store(start); }
 
 // Sets the references of lanes that have seen nothing yet.
-inline void BeginLanes(const AmxScratch& tile, int panel, int lane, int chunk, int scored) {
+inline void BeginLanes(const AmxScratch& tile, int panel, int lane, int key_tile) {
   const Vec total = Vec::Load(tile.total + panel * kPanel + lane);
   const __mmask16 fresh = _mm512_cmp_ps_mask(total.v, _mm512_setzero_ps(), _CMP_EQ_OQ);
   if (fresh == 0) [[likely]]
     return;
-  const Vec most = LargestScore(ChunkScores(tile, chunk) + lane);
+  float* const start = tile.start + panel * kPanel + lane;
+  const Vec most = LargestScore(ScoresOf(tile, key_tile) + lane) + Vec::Load(start);
   const __mmask16 far =
       _mm512_mask_cmp_ps_mask(fresh, _mm512_abs_ps(most.v), _mm512_set1_ps(kNearZero), _CMP_GT_OQ);
   const __mmask16 begin =
       _mm512_mask_cmp_ps_mask(far, most.v, _mm512_set1_ps(kMinusInfinity), _CMP_GT_OQ);
   MoveReference(
-      tile, panel, lane, chunk, scored,
-      {_mm512_maskz_roundscale_ps(begin, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)});
+      start, {_mm512_maskz_roundscale_ps(begin, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)});
 }
 
-// Keeps the totals of a chunk's weights. Where one is too large, the reference moves, all that was made
+// Keeps the totals of a tile's weights. Where one is too large, the reference moves, all that was made
 // relative to it is scaled, and the weights are made again.
 template <int NR, typename Weights>
-inline void EndChunk(const AmxScratch& tile, int dim_v, int panel, int chunk, int scored,
-                     const Weights& weights) {
+inline void EndTile(const AmxScratch& tile, int dim_v, int panel, int key_tile,
+                    const Weights& weights) {
   for (int v = 0; v < NR; ++v) {
     const int lane = v * Vec::kLanes;
     float* const total = tile.total + panel * kPanel + lane;
@@ -207,32 +256,34 @@ inline void EndChunk(const AmxScratch& tile, int dim_v, int panel, int chunk, in
       weights.total(v).Store(total);
       continue;
     }
+    float* const start = tile.start + panel * kPanel + lane;
+    const float* const scores = ScoresOf(tile, key_tile) + lane;
     // Above the largest score and above the sum of all before.
-    const Vec most = MaxOrSecond(LargestScore(ChunkScores(tile, chunk) + lane),
+    const Vec most = MaxOrSecond(LargestScore(scores) + Vec::Load(start),
                                  Vec{_mm512_getexp_ps(Vec::Load(total).v)});
     const Vec step = {
         _mm512_maskz_roundscale_ps(large, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)};
     const Vec shrink = {_mm512_scalef_ps(_mm512_set1_ps(1.0f), (Vec::Set(0.0f) - step).v)};
-    MoveReference(tile, panel, lane, chunk, scored, step);
+    MoveReference(start, step);
     ScaleRows(total, 1, shrink);
     ScaleRows(tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v + lane, dim_v,
               shrink);
     std::uint32_t* const before = tile.weights + lane;
     for (int part = 0; part < Weights::kParts; ++part) {
-      ScaleWeights(before + part * kBlockKeys / 2 * kPanel, chunk * kTileDepth / 2, shrink);
+      ScaleWeights(before + part * kBlockKeys / 2 * kPanel, key_tile * kTileRows / 2, shrink);
     }
-    ChunkWeights<Weights::kParts, 1> again(ChunkScores(tile, chunk) + lane, total,
-                                           before + chunk * kTileDepth / 2 * kPanel,
-                                           kBlockKeys / 2 * kPanel);
+    TileWeights<Weights::kParts, 1> again(scores, start, total,
+                                          before + key_tile * kTileRows / 2 * kPanel,
+                                          kBlockKeys / 2 * kPanel);
     again.Finish(WeightConstants<Weights::kParts>());
     again.total(0).Store(total);
   }
 }
 
-// The mask at the keys of a chunk. Heads of a token share a mask row.
-inline void AddChunkMask(const KeySegment& segment, int rows, int panel, const std::int32_t* keys,
+// The mask at the keys of a tile. Heads of a token share a mask row.
+inline void AddTileMask(const KeySegment& segment, int rows, int panel, const std::int32_t* keys,
                          int count, float* scores) {
-  float bias[kTileDepth];
+  float bias[kTileRows];
   const std::byte* of = nullptr;
   for (int row = panel * kPanel; row < Min(rows, (panel + 1) * kPanel); ++row) {
     if (segment.mask_rows[row] != of) MaskRow(segment, row, keys, count, bias);
@@ -252,10 +303,10 @@ struct BlockTraits {
   int chunks() const { return (count + kTileDepth - 1) / kTileDepth; }
 };
 
-// Soft cap, ALiBi, mask, what is hidden, and the reference.
+// Soft cap, ALiBi, mask, and what is hidden.
 template <int NR>
 inline void EditScores(const AttendArgs& args, const AmxScratch& tile, const BlockTraits& traits,
-                       int panel, int chunk) {
+                       int panel, int key_tile) {
   struct {
     float* scores;
     const std::int32_t* keys;
@@ -263,21 +314,17 @@ inline void EditScores(const AttendArgs& args, const AmxScratch& tile, const Blo
     const float* positions;
     const std::int32_t* begin;
     const std::int32_t* end;
-  } at = {ChunkScores(tile, chunk),
-          tile.block + chunk * kTileDepth,
+  } at = {ScoresOf(tile, key_tile),
+          tile.block + key_tile * kTileRows,
           tile.slopes,
           tile.positions,
           tile.begin,
           tile.end};
-  const int count = Min(kTileDepth, traits.count - chunk * kTileDepth);
+  const int count = Max(0, Min(kTileRows, traits.count - key_tile * kTileRows));
   if (traits.shaped) ShapeScores(args, at, NR, panel, count);
-  if (traits.masked) AddChunkMask(*traits.segment, args.rows, panel, at.keys, count, at.scores);
+  if (traits.masked) AddTileMask(*traits.segment, args.rows, panel, at.keys, count, at.scores);
   if (traits.hide) HideInvisible(at, NR, panel, count);
-  for (int v = 0; v < NR; ++v) {
-    const int lane = v * Vec::kLanes;
-    AddToRows(at.scores + lane, count, Vec::Load(tile.start + panel * kPanel + lane));
-  }
-  for (float* score = at.scores + count * kPanel; score < at.scores + kTileDepth * kPanel;
+  for (float* score = at.scores + count * kPanel; score < at.scores + kTileRows * kPanel;
        score += Vec::kLanes) {
     Vec::Set(kMinusInfinity).Store(score);
   }
@@ -286,34 +333,48 @@ inline void EditScores(const AttendArgs& args, const AmxScratch& tile, const Blo
 template <typename Scores, typename Values, int NR>
 void AttendPanel(const AttendArgs& args, const AmxScratch& tile, const BlockTraits& traits,
                  int panel, TileAhead& ahead) {
-  using Weights = ChunkWeights<Values::kRight, NR>;
+  using Weights = TileWeights<Values::kRight, NR>;
   const int dim_v = args.values.dim;
   const int steps = DepthSteps(args.keys.dim);
-  const int chunks = traits.chunks();
+  const std::int64_t left_part = steps * kTileElements;
+  const std::int64_t right_part = steps * kTileRows * kPanel;
+  const TileStream keys = {.left = tile.keys,
+                           .left_tile = Scores::kLeft * left_part,
+                           .left_part = left_part,
+                           .right = tile.queries + panel * Scores::kRight * right_part,
+                           .right_part = right_part,
+                           .tiles = 2 * traits.chunks(),
+                           .steps = steps};
   const bool edit = traits.shaped || traits.masked || traits.hide || traits.count % kTileDepth != 0;
-  const float* const start = tile.start + panel * kPanel;
-  // `scored`: chunks whose scores already hold the reference.
-  const auto begin = [&](int chunk, int scored) {
-    if (chunk < 0) return Weights();
-    if (edit) EditScores<NR>(args, tile, traits, panel, chunk);
-    for (int v = 0; v < NR; ++v) BeginLanes(tile, panel, v * Vec::kLanes, chunk, scored);
-    return Weights(ChunkScores(tile, chunk), tile.total + panel * kPanel,
-                   tile.weights + chunk * kTileDepth / 2 * kPanel, kBlockKeys / 2 * kPanel);
+  const auto begin = [&](int key_tile) {
+    if (key_tile < 0) return Weights();
+    if (edit) EditScores<NR>(args, tile, traits, panel, key_tile);
+    for (int v = 0; v < NR; ++v) BeginLanes(tile, panel, v * Vec::kLanes, key_tile);
+    return Weights(ScoresOf(tile, key_tile), tile.start + panel * kPanel,
+                   tile.total + panel * kPanel, tile.weights + key_tile * kTileRows / 2 * kPanel,
+                   kBlockKeys / 2 * kPanel);
   };
-  const auto end = [&](int chunk, int scored, const Weights& weights) {
-    if (chunk >= 0) EndChunk<NR>(tile, dim_v, panel, chunk, scored, weights);
+  const auto end = [&](int key_tile, const Weights& weights) {
+    if (key_tile >= 0) EndTile<NR>(tile, dim_v, panel, key_tile, weights);
   };
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    Weights before = begin(chunk - 1, chunk);
-    const bool from_zero = edit || AllZero<NR>(start);
-    ScoreChunk<Scores, NR>(tile, steps, panel, chunk, from_zero ? nullptr : start, before);
-    end(chunk - 1, edit ? chunk : chunk + 1, before);
+  // The scores of tile index - 2 are stored in turn `index`, so those of index - 3 are there.
+  for (int index = 0; index <= keys.tiles; ++index) {
+    Weights earlier = begin(index - 3);
+    if (index % 2 == 0) {
+      ScoreTurn<Scores, NR, 0>(tile, keys, index, earlier);
+    } else {
+      ScoreTurn<Scores, NR, 1>(tile, keys, index, earlier);
+    }
+    end(index - 3, earlier);
     ahead.Fetch();
   }
-  Weights last = begin(chunks - 1, chunks);
-  last.Finish(WeightConstants<Values::kRight>());
-  end(chunks - 1, chunks, last);
-  AddValues<Values, NR>(tile, dim_v, chunks,
+  TileSums<1, NR>::Store(ScoresOf(tile, keys.tiles - 1));
+  for (int key_tile = Max(0, keys.tiles - 2); key_tile < keys.tiles; ++key_tile) {
+    Weights last = begin(key_tile);
+    last.Finish(WeightConstants<Values::kRight>());
+    end(key_tile, last);
+  }
+  AddValues<Values, NR>(tile, dim_v, traits.chunks(),
                         tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v, ahead);
 }
 
@@ -366,8 +427,7 @@ void AttendAmxSegment(const AttendArgs& args, const KeySegment& segment, AmxScra
     if (traits.masked && !AnyUnmasked(segment, args.rows, tile.block, traits.count)) continue;
     traits.hide = !walk.AllVisible(tile.block, traits.count);
     TileAhead ahead(&args.keys, &args.values, tile.next, next_count,
-                    PanelsFor(args.rows) * traits.chunks() *
-                        (1 + (args.values.dim + 2 * kTileRows - 1) / (2 * kTileRows)));
+                    PanelsFor(args.rows) * (2 * traits.chunks() + args.values.dim / kTileRows + 2));
     AttendBlock<Scores, Values>(args, tile, traits, ahead);
   }
 }

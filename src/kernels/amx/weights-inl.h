@@ -1,7 +1,6 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// Softmax between the two products, a chunk of kTileDepth keys at a time, lane-wise: a lane is a query
-// row.
+// Softmax between the two products, a tile of kTileRows keys at a time, lane-wise: a lane is a query row.
 //
 //   scores  [key][kPanel]     ->  weights [key / 2][kPanel], two bf16 in an element, in one part or two
 //
@@ -20,8 +19,8 @@ constexpr float kSmallestOutput = 0x1p-100f;
 
 // Where a lane's sum of weights passes this, its reference moves.
 constexpr float kLargestTotal = 0x1p64f;
-// How far from zero the largest score (base 2) of the first chunk that a lane sees may be, for its
-// reference to stay zero: then the sums of its scores need not start from anything.
+// How far from zero the largest score (base 2) of the first tile that a lane sees may be, for its
+// reference to stay zero: then nothing is added to its scores.
 constexpr float kNearZero = 32;
 
 // What a weight is made with, held in registers: loaded by assembly, since the compiler would make them
@@ -94,18 +93,25 @@ inline Vec StoreWeights(const WeightConstants<kParts>& constants, Vec a, Vec b, 
   }
 }
 
-// A chunk whose scores are there, becoming weights two keys at a time.
+// A tile whose scores are there, becoming weights two keys at a time.
 template <int kPartCount, int kVectors>
-class ChunkWeights {
+class TileWeights {
  public:
   static constexpr int kParts = kPartCount;
 
-  ChunkWeights() = default;  // nothing to do
-  // scores: [32 keys][kPanel]; total: [kPanel] of this panel; apart: elements from a part of the weights
-  // to the next
-  ChunkWeights(const float* scores, const float* total, std::uint32_t* weights, std::int64_t apart)
-      : scores_(scores), end_(scores + kTileDepth * kPanel), weights_(weights), apart_(apart) {
-    for (int v = 0; v < kVectors; ++v) sums_[v] = Vec::Load(total + v * Vec::kLanes);
+  TileWeights() = default;  // nothing to do
+  // scores: [16 keys][kPanel]; start, total: [kPanel] of this panel; apart: elements from a part of the
+  // weights to the next
+  TileWeights(const float* scores, const float* start, const float* total, std::uint32_t* weights,
+              std::int64_t apart)
+      : scores_(scores), end_(scores + kTileRows * kPanel), weights_(weights), apart_(apart) {
+    __m512i bits = _mm512_setzero_si512();
+    for (int v = 0; v < kVectors; ++v) {
+      start_[v] = Vec::Load(start + v * Vec::kLanes);
+      bits = _mm512_or_si512(bits, Bits(start_[v]));
+      sums_[v] = Vec::Load(total + v * Vec::kLanes);
+    }
+    from_zero_ = _mm512_test_epi32_mask(bits, bits) == 0;
   }
 
   __attribute__((always_inline)) void Advance(const WeightConstants<kParts>& constants) {
@@ -124,6 +130,10 @@ class ChunkWeights {
       const int lane = v * Vec::kLanes;
       Vec a = Vec::Load(scores_ + lane);
       Vec b = Vec::Load(scores_ + kPanel + lane);
+      if (!from_zero_) [[unlikely]] {
+        a = a + start_[v];
+        b = b + start_[v];
+      }
       asm("" : "+v"(a.v), "+v"(b.v));  // loaded once, although used twice
       sums_[v] = StoreWeights(constants, a, b, sums_[v], weights_ + lane, apart_);
     }
@@ -135,6 +145,8 @@ class ChunkWeights {
   const float* end_ = nullptr;
   std::uint32_t* weights_ = nullptr;
   std::int64_t apart_ = 0;
+  bool from_zero_ = true;
+  Vec start_[kVectors];
   Vec sums_[kVectors];
 };
 
@@ -142,8 +154,8 @@ inline Vec LargestScore(const float* scores) {
   Vec most[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) most[j] = Vec::Load(scores + j * kPanel);
-#pragma GCC unroll 28
-  for (int j = 4; j < kTileDepth; ++j) {
+#pragma GCC unroll 12
+  for (int j = 4; j < kTileRows; ++j) {
     most[j % 4] = MaxOrSecond(Vec::Load(scores + j * kPanel), most[j % 4]);
   }
   return MaxOrSecond(MaxOrSecond(most[0], most[1]), MaxOrSecond(most[2], most[3]));
@@ -152,9 +164,6 @@ inline Vec LargestScore(const float* scores) {
 // rows of kPanel lanes: one lane vector of each times factor.
 inline void ScaleRows(float* at, int rows, Vec factor) {
   for (int i = 0; i < rows; ++i) (Vec::Load(at + i * kPanel) * factor).Store(at + i * kPanel);
-}
-inline void AddToRows(float* at, int rows, Vec summand) {
-  for (int i = 0; i < rows; ++i) (Vec::Load(at + i * kPanel) + summand).Store(at + i * kPanel);
 }
 inline void ScaleWeights(std::uint32_t* at, int rows, Vec factor) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
