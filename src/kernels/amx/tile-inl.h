@@ -163,7 +163,7 @@ template <typename Scores, int NR, int kSide, typename Weights>
 __attribute__((noinline)) void ScoreTurn(const AmxScratch& tile, const TileStream& keys, int index,
                                          Weights& earlier) {
   using Sums = TileSums<kSide, NR>;
-  const WeightConstants<Weights::kParts> constants;
+  WeightConstants<Weights::kParts> constants;
   Weights weights = earlier;
   AddTurn<Scores, NR, kSide>(
       keys, index,
@@ -176,10 +176,10 @@ __attribute__((noinline)) void ScoreTurn(const AmxScratch& tile, const TileStrea
   earlier = weights;
 }
 
-// A turn of O^T += V^T.P^T over all keys of a block.
-template <typename Values, int NR, int kSide>
-__attribute__((noinline)) void ValueTurn(const TileStream& values, int index, float* outputs,
-                                         TileAhead& ahead) {
+// A turn of O^T += V^T.P^T over all keys of a block. meanwhile: called 2 NR times a step.
+template <typename Values, int NR, int kSide, typename Meanwhile>
+__attribute__((always_inline)) inline void ValueTurn(const TileStream& values, int index,
+                                                     float* outputs, Meanwhile&& meanwhile) {
   using Sums = TileSums<kSide, NR>;
   float* const at = outputs + index * kTileRows * kPanel;
   const float* next = at + kTileRows * kPanel;
@@ -194,26 +194,37 @@ __attribute__((noinline)) void ValueTurn(const TileStream& values, int index, fl
           _mm_prefetch(reinterpret_cast<const char*>(next + v * Vec::kLanes), _MM_HINT_T0);
         }
         next += kPanel;
+        meanwhile();
       });
-  ahead.Fetch();
 }
 
+// The first turn of the values, which reads all but the last chunk's weights, and meanwhile those.
+template <typename Values, int NR, typename Weights>
+__attribute__((noinline)) void BeginValues(const TileStream& values, float* outputs, Weights& last) {
+  WeightConstants<Weights::kParts> constants;
+  Weights weights = last;
+  ValueTurn<Values, NR, 0>(
+      values, 0, outputs,
+      [&]() __attribute__((always_inline)) { weights.Advance(constants); });
+  weights.Finish(constants);
+  last = weights;
+}
+
+template <typename Values, int NR, int kSide>
+__attribute__((noinline)) void AddDims(const TileStream& values, int index, float* outputs) {
+  ValueTurn<Values, NR, kSide>(values, index, outputs, [] {});
+}
+
+// The turns after the first.
 template <typename Values, int NR>
-inline void AddValues(const AmxScratch& tile, int dim_v, int chunks, float* outputs,
-                      TileAhead& ahead) {
-  const TileStream values = {.left = tile.values,
-                             .left_tile = Values::kLeft * kBlockSteps * kTileElements,
-                             .left_part = kBlockSteps * kTileElements,
-                             .right = tile.weights,
-                             .right_part = kBlockKeys / 2 * kPanel,
-                             .tiles = dim_v / kTileRows,
-                             .steps = chunks};
-  for (int index = 0; index <= values.tiles; ++index) {
+inline void AddValues(const TileStream& values, float* outputs, TileAhead& ahead) {
+  for (int index = 1; index <= values.tiles; ++index) {
     if (index % 2 == 0) {
-      ValueTurn<Values, NR, 0>(values, index, outputs, ahead);
+      AddDims<Values, NR, 0>(values, index, outputs);
     } else {
-      ValueTurn<Values, NR, 1>(values, index, outputs, ahead);
+      AddDims<Values, NR, 1>(values, index, outputs);
     }
+    ahead.Fetch();
   }
   float* const last = outputs + (values.tiles - 1) * kTileRows * kPanel;
   if (values.tiles % 2 == 1) {
@@ -223,43 +234,64 @@ inline void AddValues(const AmxScratch& tile, int dim_v, int chunks, float* outp
   }
 }
 
+// Tiles of a panel whose weights are made together.
+struct ScoredTiles {
+  int first;
+  int count;
+
+  int keys() const { return count * kTileRows; }
+};
+
 // Moves references by `step`, an integer for each lane of a vector.
 inline void MoveReference(float* start, Vec step) { (Vec::Load(start) - step).Store(start); }
 
-// Sets the references of lanes that have seen nothing yet.
-inline void BeginLanes(const AmxScratch& tile, int panel, int lane, int key_tile) {
-  const Vec total = Vec::Load(tile.total + panel * kPanel + lane);
-  const __mmask16 fresh = _mm512_cmp_ps_mask(total.v, _mm512_setzero_ps(), _CMP_EQ_OQ);
-  if (fresh == 0) [[likely]]
-    return;
-  float* const start = tile.start + panel * kPanel + lane;
-  const Vec most = LargestScore(ScoresOf(tile, key_tile) + lane) + Vec::Load(start);
-  const __mmask16 far =
-      _mm512_mask_cmp_ps_mask(fresh, _mm512_abs_ps(most.v), _mm512_set1_ps(kNearZero), _CMP_GT_OQ);
-  const __mmask16 begin =
-      _mm512_mask_cmp_ps_mask(far, most.v, _mm512_set1_ps(kMinusInfinity), _CMP_GT_OQ);
-  MoveReference(
-      start, {_mm512_maskz_roundscale_ps(begin, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)});
+template <int NR>
+inline bool AnyFresh(const float* total) {
+  __mmask16 fresh = 0;
+  for (int v = 0; v < NR; ++v) {
+    fresh |= _mm512_cmp_ps_mask(Vec::Load(total + v * Vec::kLanes).v, _mm512_setzero_ps(), _CMP_EQ_OQ);
+  }
+  return fresh != 0;
+}
+template <int NR>
+inline bool AllZero(const float* at) {
+  __m512i bits = _mm512_setzero_si512();
+  for (int v = 0; v < NR; ++v) bits = _mm512_or_si512(bits, Bits(Vec::Load(at + v * Vec::kLanes)));
+  return _mm512_test_epi32_mask(bits, bits) == 0;
 }
 
-// Keeps the totals of a tile's weights. Where one is too large, the reference moves, all that was made
-// relative to it is scaled, and the weights are made again.
+// Sets the references of lanes that have seen nothing yet.
+template <int NR>
+__attribute__((noinline)) void BeginLanes(const AmxScratch& tile, int panel, ScoredTiles of) {
+  for (int v = 0; v < NR; ++v) {
+    const int lane = v * Vec::kLanes;
+    const Vec total = Vec::Load(tile.total + panel * kPanel + lane);
+    const __mmask16 fresh = _mm512_cmp_ps_mask(total.v, _mm512_setzero_ps(), _CMP_EQ_OQ);
+    float* const start = tile.start + panel * kPanel + lane;
+    const Vec most = LargestScore(ScoresOf(tile, of.first) + lane, of.keys()) + Vec::Load(start);
+    const __mmask16 far = _mm512_mask_cmp_ps_mask(fresh, _mm512_abs_ps(most.v),
+                                                  _mm512_set1_ps(kNearZero), _CMP_GT_OQ);
+    const __mmask16 begin =
+        _mm512_mask_cmp_ps_mask(far, most.v, _mm512_set1_ps(kMinusInfinity), _CMP_GT_OQ);
+    MoveReference(start, {_mm512_maskz_roundscale_ps(
+                             begin, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)});
+  }
+}
+
+// Moves the references of lanes whose totals are too large: all that was made relative to them is scaled,
+// and the tiles' weights are made again.
 template <int NR, typename Weights>
-inline void EndTile(const AmxScratch& tile, int dim_v, int panel, int key_tile,
-                    const Weights& weights) {
+__attribute__((noinline)) void LowerTotals(const AmxScratch& tile, int dim_v, int panel,
+                                           ScoredTiles of, const Weights& weights) {
   for (int v = 0; v < NR; ++v) {
     const int lane = v * Vec::kLanes;
     float* const total = tile.total + panel * kPanel + lane;
     const __mmask16 large =
         _mm512_cmp_ps_mask(weights.total(v).v, _mm512_set1_ps(kLargestTotal), _CMP_GE_OQ);
-    if (large == 0) [[likely]] {
-      weights.total(v).Store(total);
-      continue;
-    }
     float* const start = tile.start + panel * kPanel + lane;
-    const float* const scores = ScoresOf(tile, key_tile) + lane;
+    const float* const scores = ScoresOf(tile, of.first) + lane;
     // Above the largest score and above the sum of all before.
-    const Vec most = MaxOrSecond(LargestScore(scores) + Vec::Load(start),
+    const Vec most = MaxOrSecond(LargestScore(scores, of.keys()) + Vec::Load(start),
                                  Vec{_mm512_getexp_ps(Vec::Load(total).v)});
     const Vec step = {
         _mm512_maskz_roundscale_ps(large, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)};
@@ -270,14 +302,30 @@ inline void EndTile(const AmxScratch& tile, int dim_v, int panel, int key_tile,
               shrink);
     std::uint32_t* const before = tile.weights + lane;
     for (int part = 0; part < Weights::kParts; ++part) {
-      ScaleWeights(before + part * kBlockKeys / 2 * kPanel, key_tile * kTileRows / 2, shrink);
+      ScaleWeights(before + part * kBlockKeys / 2 * kPanel, of.first * kTileRows / 2, shrink);
     }
-    TileWeights<Weights::kParts, 1> again(scores, start, total,
-                                          before + key_tile * kTileRows / 2 * kPanel,
+    TileWeights<Weights::kParts, 1> again(scores, of.keys(), start, false, total,
+                                          before + of.first * kTileRows / 2 * kPanel,
                                           kBlockKeys / 2 * kPanel);
     again.Finish(WeightConstants<Weights::kParts>());
     again.total(0).Store(total);
   }
+}
+
+// Keeps the totals of tiles whose weights are made. Returns whether references moved.
+template <int NR, typename Weights>
+inline bool EndTiles(const AmxScratch& tile, int dim_v, int panel, ScoredTiles of,
+                     const Weights& weights) {
+  Vec most = weights.total(0);
+  if constexpr (NR == 2) most = MaxOrSecond(most, weights.total(1));
+  if (_mm512_cmp_ps_mask(most.v, _mm512_set1_ps(kLargestTotal), _CMP_GE_OQ) != 0) [[unlikely]] {
+    LowerTotals<NR>(tile, dim_v, panel, of, weights);
+    return true;
+  }
+  for (int v = 0; v < NR; ++v) {
+    weights.total(v).Store(tile.total + panel * kPanel + v * Vec::kLanes);
+  }
+  return false;
 }
 
 // The mask at the keys of a tile. Heads of a token share a mask row.
@@ -335,6 +383,7 @@ void AttendPanel(const AttendArgs& args, const AmxScratch& tile, const BlockTrai
                  int panel, TileAhead& ahead) {
   using Weights = TileWeights<Values::kRight, NR>;
   const int dim_v = args.values.dim;
+  const int chunks = traits.chunks();
   const int steps = DepthSteps(args.keys.dim);
   const std::int64_t left_part = steps * kTileElements;
   const std::int64_t right_part = steps * kTileRows * kPanel;
@@ -343,39 +392,59 @@ void AttendPanel(const AttendArgs& args, const AmxScratch& tile, const BlockTrai
                            .left_part = left_part,
                            .right = tile.queries + panel * Scores::kRight * right_part,
                            .right_part = right_part,
-                           .tiles = 2 * traits.chunks(),
+                           .tiles = 2 * chunks,
                            .steps = steps};
+  const TileStream values = {.left = tile.values,
+                             .left_tile = Values::kLeft * kBlockSteps * kTileElements,
+                             .left_part = kBlockSteps * kTileElements,
+                             .right = tile.weights,
+                             .right_part = kBlockKeys / 2 * kPanel,
+                             .tiles = dim_v / kTileRows,
+                             .steps = chunks};
+  float* const outputs = tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v;
+  const float* const start = tile.start + panel * kPanel;
+  const float* const total = tile.total + panel * kPanel;
   const bool edit = traits.shaped || traits.masked || traits.hide || traits.count % kTileDepth != 0;
-  const auto begin = [&](int key_tile) {
-    if (key_tile < 0) return Weights();
-    if (edit) EditScores<NR>(args, tile, traits, panel, key_tile);
-    for (int v = 0; v < NR; ++v) BeginLanes(tile, panel, v * Vec::kLanes, key_tile);
-    return Weights(ScoresOf(tile, key_tile), tile.start + panel * kPanel,
-                   tile.total + panel * kPanel, tile.weights + key_tile * kTileRows / 2 * kPanel,
-                   kBlockKeys / 2 * kPanel);
+  const bool fresh = AnyFresh<NR>(total);
+  bool from_zero = AllZero<NR>(start);
+  const auto begin = [&](ScoredTiles of) {
+    if (edit) {
+      for (int i = 0; i < of.count; ++i) EditScores<NR>(args, tile, traits, panel, of.first + i);
+    }
+    if (fresh) {
+      BeginLanes<NR>(tile, panel, of);
+      from_zero = AllZero<NR>(start);
+    }
+    return Weights(ScoresOf(tile, of.first), of.keys(), start, from_zero, total,
+                   tile.weights + of.first * kTileRows / 2 * kPanel, kBlockKeys / 2 * kPanel);
   };
-  const auto end = [&](int key_tile, const Weights& weights) {
-    if (key_tile >= 0) EndTile<NR>(tile, dim_v, panel, key_tile, weights);
+  // Returns whether references moved.
+  const auto end = [&](ScoredTiles of, const Weights& weights) {
+    const bool moved = EndTiles<NR>(tile, dim_v, panel, of, weights);
+    if (moved) from_zero = false;
+    return moved;
   };
   // The scores of tile index - 2 are stored in turn `index`, so those of index - 3 are there.
   for (int index = 0; index <= keys.tiles; ++index) {
-    Weights earlier = begin(index - 3);
+    const ScoredTiles before = {index - 3, 1};
+    Weights earlier = index >= 3 ? begin(before) : Weights();
     if (index % 2 == 0) {
       ScoreTurn<Scores, NR, 0>(tile, keys, index, earlier);
     } else {
       ScoreTurn<Scores, NR, 1>(tile, keys, index, earlier);
     }
-    end(index - 3, earlier);
+    if (index >= 3) end(before, earlier);
     ahead.Fetch();
   }
   TileSums<1, NR>::Store(ScoresOf(tile, keys.tiles - 1));
-  for (int key_tile = Max(0, keys.tiles - 2); key_tile < keys.tiles; ++key_tile) {
-    Weights last = begin(key_tile);
-    last.Finish(WeightConstants<Values::kRight>());
-    end(key_tile, last);
+  const ScoredTiles two = {keys.tiles - 2, 2};
+  Weights last = begin(two);
+  BeginValues<Values, NR>(values, outputs, last);
+  if (end(two, last)) {
+    last = Weights();
+    BeginValues<Values, NR>(values, outputs, last);
   }
-  AddValues<Values, NR>(tile, dim_v, traits.chunks(),
-                        tile.outputs + static_cast<std::int64_t>(panel) * kPanel * dim_v, ahead);
+  AddValues<Values, NR>(values, outputs, ahead);
 }
 
 template <typename Scores, typename Values>
@@ -427,7 +496,7 @@ void AttendAmxSegment(const AttendArgs& args, const KeySegment& segment, AmxScra
     if (traits.masked && !AnyUnmasked(segment, args.rows, tile.block, traits.count)) continue;
     traits.hide = !walk.AllVisible(tile.block, traits.count);
     TileAhead ahead(&args.keys, &args.values, tile.next, next_count,
-                    PanelsFor(args.rows) * (2 * traits.chunks() + args.values.dim / kTileRows + 2));
+                    PanelsFor(args.rows) * (2 * traits.chunks() + args.values.dim / kTileRows + 1));
     AttendBlock<Scores, Values>(args, tile, traits, ahead);
   }
 }

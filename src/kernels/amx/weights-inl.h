@@ -1,6 +1,7 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// Softmax between the two products, a tile of kTileRows keys at a time, lane-wise: a lane is a query row.
+// Softmax between the two products, one or two tiles of kTileRows keys at a time, lane-wise: a lane is a
+// query row.
 //
 //   scores  [key][kPanel]     ->  weights [key / 2][kPanel], two bf16 in an element, in one part or two
 //
@@ -30,7 +31,6 @@ struct WeightConstants {
   // 2^f on [0, 1): relative errors 7.5e-5 and 2.6e-6 (least maximum, by linear programming), beside
   // 2^-9 and 2^-17 of one part of bf16 and of two. The power lies in [1, 2), where the half of the last
   // bit of a bf16 is the same for all: with it, cutting off the lower half rounds.
-  static constexpr int kDegree = kParts == 1 ? 3 : 4;
   static constexpr float kPower[2][5] = {
       {9.999252186e-01f + 0x1p-8f, 6.958335407e-01f, 2.260671548e-01f, 7.802452308e-02f},
       {1.000002593e+00f, 6.930038342e-01f, 2.414427578e-01f, 5.201145948e-02f, 1.353416837e-02f}};
@@ -38,17 +38,22 @@ struct WeightConstants {
   static constexpr std::uint32_t kUpper = 0xFFFF0000u;
   static constexpr std::uint32_t kOnes = 0x3F803F80u;  // two bf16
 
-  __m512 power[kDegree + 1];
-  __m512i half, upper, ones;
+  // Neither an array nor set by assembly where they are: the compiler would keep them in memory.
+  Vec power0 = Spread(kPower[kParts - 1][0]);
+  Vec power1 = Spread(kPower[kParts - 1][1]);
+  Vec power2 = Spread(kPower[kParts - 1][2]);
+  Vec power3 = Spread(kPower[kParts - 1][3]);
+  Vec power4 = Spread(kPower[kParts - 1][4]);
+  __m512i half = Bits(Spread(kHalf));
+  __m512i upper = Bits(Spread(kUpper));
+  __m512i ones = Bits(Spread(kOnes));
 
-  WeightConstants() {
-#pragma GCC unroll 5
-    for (int i = 0; i <= kDegree; ++i) {
-      asm("vbroadcastss %1, %0" : "=v"(power[i]) : "m"(kPower[kParts - 1][i]));
-    }
-    asm("vpbroadcastd %1, %0" : "=v"(half) : "m"(kHalf));
-    asm("vpbroadcastd %1, %0" : "=v"(upper) : "m"(kUpper));
-    asm("vpbroadcastd %1, %0" : "=v"(ones) : "m"(kOnes));
+ private:
+  template <typename T>
+  __attribute__((always_inline)) static Vec Spread(const T& number) {
+    __m512 all;
+    asm("vbroadcastss %1, %0" : "=v"(all) : "m"(number));
+    return {all};
   }
 };
 
@@ -56,11 +61,11 @@ struct WeightConstants {
 template <int kParts>
 inline Vec Power(const WeightConstants<kParts>& constants, Vec x) {
   const Vec f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
-  Vec p = {constants.power[WeightConstants<kParts>::kDegree]};
-#pragma GCC unroll 4
-  for (int i = WeightConstants<kParts>::kDegree - 1; i >= 0; --i) {
-    p = MulAdd(p, f, Vec{constants.power[i]});
-  }
+  Vec p = constants.power3;
+  if constexpr (kParts == 2) p = MulAdd(constants.power4, f, p);
+  p = MulAdd(p, f, constants.power2);
+  p = MulAdd(p, f, constants.power1);
+  p = MulAdd(p, f, constants.power0);
   return {_mm512_scalef_ps(p.v, x.v)};
 }
 
@@ -93,25 +98,24 @@ inline Vec StoreWeights(const WeightConstants<kParts>& constants, Vec a, Vec b, 
   }
 }
 
-// A tile whose scores are there, becoming weights two keys at a time.
+// Tiles whose scores are there, becoming weights two keys at a time.
 template <int kPartCount, int kVectors>
 class TileWeights {
  public:
   static constexpr int kParts = kPartCount;
 
   TileWeights() = default;  // nothing to do
-  // scores: [16 keys][kPanel]; start, total: [kPanel] of this panel; apart: elements from a part of the
-  // weights to the next
-  TileWeights(const float* scores, const float* start, const float* total, std::uint32_t* weights,
-              std::int64_t apart)
-      : scores_(scores), end_(scores + kTileRows * kPanel), weights_(weights), apart_(apart) {
-    __m512i bits = _mm512_setzero_si512();
-    for (int v = 0; v < kVectors; ++v) {
-      start_[v] = Vec::Load(start + v * Vec::kLanes);
-      bits = _mm512_or_si512(bits, Bits(start_[v]));
-      sums_[v] = Vec::Load(total + v * Vec::kLanes);
-    }
-    from_zero_ = _mm512_test_epi32_mask(bits, bits) == 0;
+  // scores: [keys][kPanel]; start, total: [kPanel] of this panel; from_zero: nothing is added to scores;
+  // apart: elements from a part of the weights to the next
+  TileWeights(const float* scores, int keys, const float* start, bool from_zero, const float* total,
+              std::uint32_t* weights, std::int64_t apart)
+      : scores_(scores),
+        end_(scores + keys * kPanel),
+        weights_(weights),
+        apart_(apart),
+        start_(start),
+        from_zero_(from_zero) {
+    for (int v = 0; v < kVectors; ++v) sums_[v] = Vec::Load(total + v * Vec::kLanes);
   }
 
   __attribute__((always_inline)) void Advance(const WeightConstants<kParts>& constants) {
@@ -131,8 +135,8 @@ class TileWeights {
       Vec a = Vec::Load(scores_ + lane);
       Vec b = Vec::Load(scores_ + kPanel + lane);
       if (!from_zero_) [[unlikely]] {
-        a = a + start_[v];
-        b = b + start_[v];
+        a = a + Vec::Load(start_ + lane);
+        b = b + Vec::Load(start_ + lane);
       }
       asm("" : "+v"(a.v), "+v"(b.v));  // loaded once, although used twice
       sums_[v] = StoreWeights(constants, a, b, sums_[v], weights_ + lane, apart_);
@@ -145,18 +149,20 @@ class TileWeights {
   const float* end_ = nullptr;
   std::uint32_t* weights_ = nullptr;
   std::int64_t apart_ = 0;
+  const float* start_ = nullptr;
   bool from_zero_ = true;
-  Vec start_[kVectors];
   Vec sums_[kVectors];
 };
 
-inline Vec LargestScore(const float* scores) {
+inline Vec LargestScore(const float* scores, int keys) {
   Vec most[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) most[j] = Vec::Load(scores + j * kPanel);
-#pragma GCC unroll 12
-  for (int j = 4; j < kTileRows; ++j) {
-    most[j % 4] = MaxOrSecond(Vec::Load(scores + j * kPanel), most[j % 4]);
+  for (int j = 4; j < keys; j += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      most[i] = MaxOrSecond(Vec::Load(scores + (j + i) * kPanel), most[i]);
+    }
   }
   return MaxOrSecond(MaxOrSecond(most[0], most[1]), MaxOrSecond(most[2], most[3]));
 }
