@@ -61,35 +61,38 @@ TEST_P(Hostile, HugeNegativeScores) {
 TEST_P(Hostile, ScoresThatRiseStepByStep) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
     for (const bool fast : {false, true}) {
-      KernelProblem problem(type, rows(), 420, 64, 64, 3);
-      problem.fast = fast;
-      problem.scale = std::log(2.0f);
-      std::fill(problem.queries.values.begin(), problem.queries.values.end(), 0.0f);
-      std::fill(problem.keys.values.begin(), problem.keys.values.end(), 0.0f);
-      for (int row = 0; row < rows(); ++row) {
-        problem.queries.values[static_cast<std::size_t>(row * 64)] = 0.5f;
-        problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? 410 : 420};
-      }
-      for (int key = 0; key < 420; ++key) {
-        const float score = key < 40    ? 20
-                            : key < 270 ? 62.9f
-                            : key < 300 ? 63.5f
-                            : key < 410 ? 64.5f
-                                        : 200;
-        problem.keys.values[static_cast<std::size_t>(key * 64)] = 2 * score;
-      }
-      problem.queries = Again(problem.queries);
-      if (fast) {  // which may round keys of any type to bf16
-        problem.keys.values =
-            Tensor(DType::kBF16, problem.keys.tokens, 1, 64, problem.keys.values).values;
-      }
-      problem.keys = Again(problem.keys);
-      const KernelResult got = Solve(kernels(), problem);
-      const ReferenceResult want = problem.Want();
-      const double bound = fast ? 4e-3 : 2e-5;
-      EXPECT_LE(RelativeError(got.output.data(), want.output), bound) << NameOf(type) << fast;
-      for (std::size_t row = 0; row < want.lse.size(); ++row) {
-        EXPECT_NEAR(got.lse[row], want.lse[row], 1e-3) << NameOf(type) << fast;
+      // At the last keys of a block, in the middle of one, and at the last keys of all.
+      for (const int jump : {250, 410, 418}) {
+        KernelProblem problem(type, rows(), 420, 64, 64, 3);
+        problem.fast = fast;
+        problem.scale = std::log(2.0f);
+        std::fill(problem.queries.values.begin(), problem.queries.values.end(), 0.0f);
+        std::fill(problem.keys.values.begin(), problem.keys.values.end(), 0.0f);
+        for (int row = 0; row < rows(); ++row) {
+          problem.queries.values[static_cast<std::size_t>(row * 64)] = 0.5f;
+          problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? jump : 420};
+        }
+        for (int key = 0; key < 420; ++key) {
+          const float score = key >= jump ? 200
+                              : key < 40  ? 20
+                              : key < 270 ? 62.9f
+                              : key < 300 ? 63.5f
+                                          : 64.5f;
+          problem.keys.values[static_cast<std::size_t>(key * 64)] = 2 * score;
+        }
+        problem.queries = Again(problem.queries);
+        if (fast) {  // which may round keys of any type to bf16
+          problem.keys.values =
+              Tensor(DType::kBF16, problem.keys.tokens, 1, 64, problem.keys.values).values;
+        }
+        problem.keys = Again(problem.keys);
+        const KernelResult got = Solve(kernels(), problem);
+        const ReferenceResult want = problem.Want();
+        const double bound = fast ? 4e-3 : 2e-5;
+        EXPECT_LE(RelativeError(got.output.data(), want.output), bound) << NameOf(type) << fast << jump;
+        for (std::size_t row = 0; row < want.lse.size(); ++row) {
+          EXPECT_NEAR(got.lse[row], want.lse[row], 1e-3) << NameOf(type) << fast << jump;
+        }
       }
     }
   }
