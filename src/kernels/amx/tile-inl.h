@@ -501,6 +501,16 @@ void AttendAmxSegment(const AttendArgs& args, const KeySegment& segment, AmxScra
   }
 }
 
+// Output rows of 16 lanes, which are written a vector of each row at a time, too far apart for the
+// processor to fetch them by itself (items of 4 Ki keys: 8.1 ms without, 7.9 with).
+inline void FetchOutputs(const AttendArgs& args, int first_row) {
+  for (int row = first_row; row < Min(args.rows, first_row + kTileRows); ++row) {
+    for (int i = 0; i < args.values.dim; i += Vec::kLanes) {
+      __builtin_prefetch(args.outputs[row] + i, /*rw=*/1);
+    }
+  }
+}
+
 // Outputs of 16 lanes, turned into rows. Returns the lanes whose numbers are such that bf16 and flushed
 // subnormals can be trusted: not too small, none infinite, no NaN.
 inline __mmask16 FinishLanes(const AttendArgs& args, const AmxScratch& tile, int first_row) {
@@ -556,7 +566,10 @@ bool AttendWithTiles(const AttendArgs& args) {
     AttendAmxSegment<Scores, Values>(args, args.segments[s], tile);
   }
   __mmask16 trusted = 0xFFFF;
-  for (int row = 0; row < args.rows; row += kTileRows) trusted &= FinishLanes(args, tile, row);
+  for (int row = 0; row < args.rows; row += kTileRows) {
+    FetchOutputs(args, row + kTileRows);
+    trusted &= FinishLanes(args, tile, row);
+  }
   return trusted == 0xFFFF;
 }
 
