@@ -89,7 +89,8 @@ TEST_P(Hostile, ScoresThatRiseStepByStep) {
         const KernelResult got = Solve(kernels(), problem);
         const ReferenceResult want = problem.Want();
         const double bound = fast ? 4e-3 : 2e-5;
-        EXPECT_LE(RelativeError(got.output.data(), want.output), bound) << NameOf(type) << fast << jump;
+        EXPECT_LE(RelativeError(got.output.data(), want.output), bound)
+            << NameOf(type) << fast << jump;
         for (std::size_t row = 0; row < want.lse.size(); ++row) {
           EXPECT_NEAR(got.lse[row], want.lse[row], 1e-3) << NameOf(type) << fast << jump;
         }

@@ -55,8 +55,8 @@ struct AmxScores {
     for (int step = 0; step < steps; ++step) {
       const Bf16* const left = keys.left + step * kTileElements;
       AddProducts<Products, NR, 0, true, true>(
-          keys, left, left + keys.left_tile, keys.right + step * kTileRows * kPanel, [] {},
-          [&]() __attribute__((always_inline)) { ahead.Fetch(); });
+          keys, left, left + keys.left_tile, keys.right + step * kTileRows * kPanel,
+          [] {}, [&]() __attribute__((always_inline)) { ahead.Fetch(); });
     }
     First::Store(scores);
     Second::Store(scores + kTileRows * kPanel);

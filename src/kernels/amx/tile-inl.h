@@ -105,8 +105,7 @@ __attribute__((always_inline)) inline void AddProducts(const TileStream& of, con
   constexpr int kEvery = P::kProducts;
   const auto none = [] {};
   const auto multiply = [&]<bool kLoadLeft, bool kLoadRight, int kIndex>(
-                            int left_part, int right_part, auto&& between)
-      __attribute__((always_inline)) {
+      int left_part, int right_part, auto&& between) __attribute__((always_inline)) {
     MultiplySides<NR, kElder, kHasElder, kHasYounger, kLoadLeft, kLoadRight, kIndex * kOfPart,
                   kEvery>(elder + left_part * of.left_part, younger + left_part * of.left_part,
                           right + right_part * of.right_part, between, meanwhile);
@@ -200,12 +199,12 @@ __attribute__((always_inline)) inline void ValueTurn(const TileStream& values, i
 
 // The first turn of the values, which reads all but the last chunk's weights, and meanwhile those.
 template <typename Values, int NR, typename Weights>
-__attribute__((noinline)) void BeginValues(const TileStream& values, float* outputs, Weights& last) {
+__attribute__((noinline)) void BeginValues(const TileStream& values, float* outputs,
+                                           Weights& last) {
   WeightConstants<Weights::kParts> constants;
   Weights weights = last;
   ValueTurn<Values, NR, 0>(
-      values, 0, outputs,
-      [&]() __attribute__((always_inline)) { weights.Advance(constants); });
+      values, 0, outputs, [&]() __attribute__((always_inline)) { weights.Advance(constants); });
   weights.Finish(constants);
   last = weights;
 }
@@ -249,7 +248,8 @@ template <int NR>
 inline bool AnyFresh(const float* total) {
   __mmask16 fresh = 0;
   for (int v = 0; v < NR; ++v) {
-    fresh |= _mm512_cmp_ps_mask(Vec::Load(total + v * Vec::kLanes).v, _mm512_setzero_ps(), _CMP_EQ_OQ);
+    fresh |=
+        _mm512_cmp_ps_mask(Vec::Load(total + v * Vec::kLanes).v, _mm512_setzero_ps(), _CMP_EQ_OQ);
   }
   return fresh != 0;
 }
@@ -273,8 +273,8 @@ __attribute__((noinline)) void BeginLanes(const AmxScratch& tile, int panel, Sco
                                                   _mm512_set1_ps(kNearZero), _CMP_GT_OQ);
     const __mmask16 begin =
         _mm512_mask_cmp_ps_mask(far, most.v, _mm512_set1_ps(kMinusInfinity), _CMP_GT_OQ);
-    MoveReference(start, {_mm512_maskz_roundscale_ps(
-                             begin, most.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)});
+    MoveReference(start, {_mm512_maskz_roundscale_ps(begin, most.v,
+                                                     _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)});
   }
 }
 
@@ -330,7 +330,7 @@ inline bool EndTiles(const AmxScratch& tile, int dim_v, int panel, ScoredTiles o
 
 // The mask at the keys of a tile. Heads of a token share a mask row.
 inline void AddTileMask(const KeySegment& segment, int rows, int panel, const std::int32_t* keys,
-                         int count, float* scores) {
+                        int count, float* scores) {
   float bias[kTileRows];
   const std::byte* of = nullptr;
   for (int row = panel * kPanel; row < Min(rows, (panel + 1) * kPanel); ++row) {
