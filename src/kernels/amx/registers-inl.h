@@ -112,7 +112,7 @@ struct TileSums {
   }
 };
 
-// Adds left x right to the sums of side kFirst, if kFirst is there, then to those of the other, if that is;
+// Adds left x right to the sums of side kElder, then to those of the other, of those that are there;
 // operands that are not loaded are those of the call before. Loads come as late as they can. between:
 // called between the sides. meanwhile: called before every kEvery-th product, of which kDone came before.
 template <int NR, int kElder, bool kHasElder, bool kHasYounger, bool kLoadLeft, bool kLoadRight,

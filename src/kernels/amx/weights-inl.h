@@ -11,9 +11,9 @@
 // are exact in bf16 too.
 //
 // 2^x = 2^floor(x) p(x - floor(x)), the fraction and the scaling one instruction each.
-// Two keys at a time are done between the products of another chunk. A product blocks one of the two
-// vector ports, so only part of it is hidden (Xeon, dim 128, four products and 16 vectors of scores: 90
-// cycles and 63 alone, 119 together).
+// Two keys at a time are done between the products of other tiles. A product blocks one of the two vector
+// ports, so only part of it is hidden (Xeon, two pairs of vectors to a product: 14 and 16 cycles alone, 26
+// together at best).
 
 // Rows whose outputs add up to less than this may hold numbers that were flushed to zero.
 constexpr float kSmallestOutput = 0x1p-100f;
