@@ -61,8 +61,14 @@ TEST_P(Hostile, HugeNegativeScores) {
 TEST_P(Hostile, ScoresThatRiseStepByStep) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
     for (const bool fast : {false, true}) {
-      // At the last keys of a block, in the middle of one, and at the last keys of all.
-      for (const int jump : {250, 410, 418}) {
+      struct Rise {
+        int jump;
+        int fall;
+        bool steps;  // before the jump
+      };
+      // At the last keys of a block, in the middle of one, at the last keys of all, and for a while only.
+      for (const auto& [jump, fall, steps] :
+           {Rise{250, 420, true}, {410, 420, true}, {418, 420, true}, {290, 298, false}}) {
         KernelProblem problem(type, rows(), 420, 64, 64, 3);
         problem.fast = fast;
         problem.scale = std::log(2.0f);
@@ -73,11 +79,11 @@ TEST_P(Hostile, ScoresThatRiseStepByStep) {
           problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? jump : 420};
         }
         for (int key = 0; key < 420; ++key) {
-          const float score = key >= jump ? 200
-                              : key < 40  ? 20
-                              : key < 270 ? 62.9f
-                              : key < 300 ? 63.5f
-                                          : 64.5f;
+          const float score = key >= jump && key < fall           ? 200
+                              : key < 40 || key >= fall || !steps ? 20
+                              : key < 270                         ? 62.9f
+                              : key < 300                         ? 63.5f
+                                                                  : 64.5f;
           problem.keys.values[static_cast<std::size_t>(key * 64)] = 2 * score;
         }
         problem.queries = Again(problem.queries);
