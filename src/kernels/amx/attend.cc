@@ -28,6 +28,7 @@ using Bf16 = std::uint16_t;  // its bits
 constexpr int kPanelBytes = kPanel * 4;
 #include "kernels/amx/registers-inl.h"
 #include "kernels/amx/operands-inl.h"
+#include "kernels/amx/stream-inl.h"
 #include "kernels/amx/weights-inl.h"
 #include "kernels/amx/tile-inl.h"
 #include "kernels/amx/score-inl.h"
@@ -55,7 +56,7 @@ const Solver& Choose(const AttendShape& shape) {
 }  // namespace
 
 // Rows share what was packed; 512 of dim 128 were 8 % slower. A piece of keys costs 0.3 ms of its own for
-// 1,024 rows (their packing, output and merging), as much as 700 keys: 4,096 were 6 % slower, 16,384 would
+// 1,024 rows (their packing, output and merging), as much as 600 keys: 4,096 were 6 % slower, 16,384 would
 // be 5 % faster and leave fewer pieces to threads.
 const KernelTable amx::kTable = [] {
   KernelTable table = MakeTable("amx", /*tile_rows=*/1024, /*split_keys=*/8192);

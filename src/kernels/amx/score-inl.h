@@ -41,15 +41,7 @@ struct AmxScores {
                          TileAhead& ahead) {
     using First = TileSums<0, NR>;
     using Second = TileSums<1, NR>;
-    const std::int64_t left_part = steps * kTileElements;
-    const std::int64_t right_part = steps * kTileRows * kPanel;
-    const TileStream keys = {.left = from.keys,
-                             .left_tile = Products::kLeft * left_part,
-                             .left_part = left_part,
-                             .right = from.queries + panel * Products::kRight * right_part,
-                             .right_part = right_part,
-                             .tiles = 2,
-                             .steps = steps};
+    const TileStream keys = KeyStream<Products>(from.keys, 2, from.queries, panel, steps);
     First::Zero();
     Second::Zero();
     for (int step = 0; step < steps; ++step) {
