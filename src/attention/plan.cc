@@ -11,6 +11,8 @@ namespace {
 
 // Below this many tiles the keys are split, so that a few threads still find equal work.
 constexpr int kEnoughItems = 32;
+// Down to so many items it pays to search for neighbouring query blocks together.
+constexpr int kEnoughSearches = 16;
 // A piece of few rows is never smaller: for one KV head of 64 dims in f16 it is 64 KiB of K and V, about
 // 5 microseconds; merging a piece costs 1/256 of that.
 constexpr int kFewRowsSplitKeys = 256;
@@ -95,6 +97,8 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
   plan.token_tiles = CeilDivide(plan.queries, plan.tile_tokens);
   plan.split_keys = plan.keys;
   if (plan.pruned) {
+    plan.blocks_per_item = std::clamp(plan.tiles() / kEnoughSearches, 1,
+                                      selector->BlocksTogether(kernels, plan.select_shape()));
     plan.max_runs = selector->Capacity() + 1;  // and the sink
   } else {
     const bool few_rows = plan.tile_rows() <= kernels.few_rows;
@@ -112,10 +116,11 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
 ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelTable& kernels,
                        const Selector* selector) {
   const auto rows = static_cast<std::size_t>(plan.tile_rows());
-  const auto problems = static_cast<std::size_t>(plan.heads_per_item);
+  const auto problems = static_cast<std::size_t>(plan.tiles_per_item());
   ScratchCutter cutter(base);
   ItemScratch scratch;
   scratch.problems = cutter.Take<AttendArgs>(problems);
+  scratch.selections = cutter.Take<SelectArgs>(static_cast<std::size_t>(plan.blocks_per_item));
   scratch.queries = cutter.Take<const float*>(problems * rows);
   scratch.outputs = cutter.Take<float*>(problems * rows);
   scratch.lses = cutter.Take<float>(problems * rows);
@@ -128,8 +133,7 @@ ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelT
   scratch.kernel = cutter.Take<std::byte>(kernels.attend_scratch(plan.shape()));
   scratch.select = selector == nullptr
                        ? nullptr
-                       : cutter.Take<std::byte>(selector->ScratchBytes(
-                             kernels, plan.tile_tokens, plan.heads_per_tile, plan.dim_k));
+                       : cutter.Take<std::byte>(selector->ScratchBytes(kernels, plan.select_shape()));
   scratch.bytes = cutter.used();
   return scratch;
 }

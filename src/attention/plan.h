@@ -6,7 +6,8 @@
 //   tile = query tokens [t0, t1) x the query heads of one selection head (a KV head, or one query
 //          head when the group does not share)
 //   item = tile, or one of its `splits` pieces of the keys; the last piece done merges them. In
-//          dense decode an item takes the tiles of all KV heads, whose keys are neighbours.
+//          dense decode an item takes the tiles of all KV heads, whose keys are neighbours, and in
+//          pruned prefill those of neighbouring query blocks, which the search reads the same keys for.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +37,7 @@ struct AttentionPlan {
   int token_tiles = 0;
   int tile_heads = 0;      // selection heads, or KV heads in dense attention
   int heads_per_item = 1;  // tiles of neighbouring KV heads that one item solves together
+  int blocks_per_item = 1;  // tiles of neighbouring query blocks that one item selects for together
   int splits = 1;          // pieces of the keys
   int split_keys = 0;      // keys in a piece
 
@@ -45,7 +47,9 @@ struct AttentionPlan {
 
   int group() const { return heads / kv_heads; }
   int tiles() const { return token_tiles * tile_heads; }
-  int item_tiles() const { return tiles() / heads_per_item; }
+  int tiles_per_item() const { return heads_per_item * blocks_per_item; }
+  int item_blocks() const { return (token_tiles + blocks_per_item - 1) / blocks_per_item; }
+  int item_tiles() const { return item_blocks() * (tile_heads / heads_per_item); }
   int items() const { return item_tiles() * splits; }
   int tile_rows() const { return tile_tokens * heads_per_tile; }
   AttendShape shape() const {
@@ -56,6 +60,13 @@ struct AttentionPlan {
             .key_type = key_type,
             .value_type = value_type,
             .fast = fast};
+  }
+  SelectShape select_shape() const {
+    return {.blocks = blocks_per_item,
+            .tokens = tile_tokens,
+            .heads_per_token = heads_per_tile,
+            .keys = keys,
+            .dim = dim_k};
   }
 };
 
@@ -68,14 +79,15 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
 
 // The private memory of a thread while it runs an item; with a null base only its size.
 struct ItemScratch {
-  AttendArgs* problems;         // [heads_per_item]
-  const float** queries;        // [heads_per_item][rows]
-  float** outputs;              // [heads_per_item][rows]
-  float* lses;                  // [heads_per_item][rows]
+  AttendArgs* problems;         // [tiles_per_item]
+  SelectArgs* selections;       // [blocks_per_item]
+  const float** queries;        // [tiles_per_item][rows]
+  float** outputs;              // [tiles_per_item][rows]
+  float* lses;                  // [tiles_per_item][rows]
   KeyRange* far;                // [rows] visible part of sink and selected blocks
   KeyRange* near;               // [rows] visible part of the window, or all that is visible
   const std::byte** mask_rows;  // [rows]
-  float* slopes;                // [heads_per_item][rows], ALiBi
+  float* slopes;                // [tiles_per_item][rows], ALiBi
   std::int32_t* positions;      // [rows]
   KeyRange* runs;               // [max_runs]
   std::byte* kernel;            // of attend

@@ -43,8 +43,11 @@ Result<BlockMask> Select(const TensorView& queries, const TensorView& keys,
   const int block_q = settings.block_q;
   const int rows = std::min(block_q, tokens) * heads_per_row;
   const std::size_t pointers = AlignUp(static_cast<std::size_t>(rows) * sizeof(float*));
-  const std::size_t bytes =
-      pointers + (*selector)->ScratchBytes(*kernels, std::min(block_q, tokens), heads_per_row, dim);
+  const SelectShape shape = {.tokens = std::min(block_q, tokens),
+                             .heads_per_token = heads_per_row,
+                             .keys = static_cast<std::int32_t>(keys.tokens),
+                             .dim = dim};
+  const std::size_t bytes = pointers + (*selector)->ScratchBytes(*kernels, shape);
   BlockMask mask;
   AlignedBytes scratch;
   try {

@@ -36,16 +36,20 @@ struct Tile {
 };
 
 // The newest tokens first: in causal prefill they are the longest, and are best begun early.
-Tile TileAt(const AttentionPlan& plan, int index) {
+Tile TileOf(const AttentionPlan& plan, int block, int selection_head) {
   Tile tile;
-  tile.index = index;
-  tile.block = plan.token_tiles - 1 - index / plan.tile_heads;
-  tile.selection_head = index % plan.tile_heads;
+  tile.index = (plan.token_tiles - 1 - block) * plan.tile_heads + selection_head;
+  tile.block = block;
+  tile.selection_head = selection_head;
   tile.first = tile.block * plan.tile_tokens;
   tile.last = std::min(tile.first + plan.tile_tokens, plan.queries);
   tile.head = tile.selection_head * plan.heads_per_tile;
   tile.rows = (tile.last - tile.first) * plan.heads_per_tile;
   return tile;
+}
+
+Tile TileAt(const AttentionPlan& plan, int index) {
+  return TileOf(plan, plan.token_tiles - 1 - index / plan.tile_heads, index % plan.tile_heads);
 }
 
 RowsView HeadRows(const TensorView& view, int head) {
@@ -213,18 +217,80 @@ std::uint64_t KeysIn(const KeyRange* runs, int count, KeyRange visible) {
   return keys;
 }
 
-void SelectBlocks(Attention::Impl& attention, const Tile& tile, const ItemScratch& scratch) {
+// Query blocks of an item: [first, last), of one selection head.
+struct ItemBlocks {
+  int first;
+  int last;
+  int selection_head;
+};
+
+ItemBlocks BlocksOf(const AttentionPlan& plan, int item) {
+  const int index = plan.item_blocks() - 1 - item / plan.tile_heads;
+  return {.first = index * plan.blocks_per_item,
+          .last = std::min((index + 1) * plan.blocks_per_item, plan.token_tiles),
+          .selection_head = item % plan.tile_heads};
+}
+
+void SelectBlocks(Attention::Impl& attention, const ItemBlocks& blocks,
+                  const ItemScratch& scratch) {
   const AttentionPlan& plan = attention.plan;
-  const SelectArgs args = {.queries = scratch.queries,
-                           .tokens = tile.last - tile.first,
-                           .heads_per_token = plan.heads_per_tile,
-                           .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
-                           .visible = plan.keys - plan.queries + tile.last,
-                           .scale = attention.inputs.scale,
-                           .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
-                           .scratch = scratch.select};
-  attention.mask.counts[attention.mask.RowIndex(tile.selection_head, tile.block)] =
-      attention.selector->Select(*attention.kernels, args);
+  for (int block = blocks.first; block < blocks.last; ++block) {
+    const Tile tile = TileOf(plan, block, blocks.selection_head);
+    const int n = block - blocks.first;
+    scratch.selections[n] = {
+        .queries = scratch.queries + n * plan.tile_rows(),
+        .tokens = tile.last - tile.first,
+        .heads_per_token = plan.heads_per_tile,
+        .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
+        .visible = plan.keys - plan.queries + tile.last,
+        .scale = attention.inputs.scale,
+        .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
+        .scratch = scratch.select};
+  }
+  attention.selector->SelectTogether(
+      *attention.kernels,
+      {scratch.selections, static_cast<std::size_t>(blocks.last - blocks.first)},
+      &attention.mask.counts[attention.mask.RowIndex(blocks.selection_head, blocks.first)]);
+}
+
+// Attention of a tile, the n-th of its item, on what was selected.
+void AttendSelected(Attention::Impl& attention, const Tile& tile, int n, ItemScratch& scratch) {
+  const AttentionPlan& plan = attention.plan;
+  const AttentionSettings& settings = attention.settings;
+  const bool everything = attention.mask.Everything(tile.selection_head, tile.block);
+  const int far_count = everything
+                            ? 0
+                            : FarRuns(settings, attention.mask.Row(tile.selection_head, tile.block),
+                                      plan.keys, scratch.runs);
+  const int first_position = plan.keys - plan.queries;
+  std::uint64_t read = 0;
+  std::uint64_t visible = 0;
+  int row = 0;
+  for (int token = tile.first; token < tile.last; ++token) {
+    const int position = first_position + token;
+    const int newest = attention.reuse_selection ? attention.kept.made_at : position;
+    const int near_begin = everything ? 0 : std::max(0, newest + 1 - settings.window);
+    const KeyRange far = {0, std::min(near_begin, position + 1)};
+    const KeyRange near = {far.end, position + 1};
+    const auto heads = static_cast<std::uint64_t>(plan.heads_per_tile);
+    read += heads * (KeysIn(scratch.runs, far_count, far) +
+                     static_cast<std::uint64_t>(near.end - near.begin));
+    visible += heads * static_cast<std::uint64_t>(position + 1);
+    for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
+      scratch.far[row] = far;
+      scratch.near[row] = near;
+    }
+  }
+  const KeyRange all = {0, plan.keys};
+  const KeySegment segments[] = {
+      {.runs = scratch.runs, .run_count = far_count, .visible = scratch.far},
+      {.runs = &all, .run_count = 1, .visible = scratch.near}};
+  const AttendArgs& problem = MakeProblem(attention, tile, n, segments, scratch);
+  attention.kernels->attend(&problem, 1);
+  AddSinks(attention.inputs, plan, tile, problem.outputs, problem.lses);
+  WriteLses(attention.inputs, plan, tile, problem.lses);
+  attention.keys_read.fetch_add(read, std::memory_order_relaxed);
+  attention.keys_visible.fetch_add(visible, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -289,49 +355,20 @@ void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratc
 void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scratch) {
   const auto start = Clock::now();
   const AttentionPlan& plan = attention.plan;
-  const AttentionSettings& settings = attention.settings;
-  const Tile tile = TileAt(plan, item);
+  const ItemBlocks blocks = BlocksOf(plan, item);
   ItemScratch scratch =
       LayOutItem(thread_scratch, plan, *attention.kernels, attention.selector.get());
-  PointAtRows(attention.inputs, plan, tile, scratch.queries, scratch.outputs);
-  if (!attention.reuse_selection) SelectBlocks(attention, tile, scratch);
-  const std::int64_t select_ns = NanosecondsSince(start);
-
-  const bool everything = attention.mask.Everything(tile.selection_head, tile.block);
-  const int far_count = everything
-                            ? 0
-                            : FarRuns(settings, attention.mask.Row(tile.selection_head, tile.block),
-                                      plan.keys, scratch.runs);
-  const int first_position = plan.keys - plan.queries;
-  std::uint64_t read = 0;
-  std::uint64_t visible = 0;
-  int row = 0;
-  for (int token = tile.first; token < tile.last; ++token) {
-    const int position = first_position + token;
-    const int newest = attention.reuse_selection ? attention.kept.made_at : position;
-    const int near_begin = everything ? 0 : std::max(0, newest + 1 - settings.window);
-    const KeyRange far = {0, std::min(near_begin, position + 1)};
-    const KeyRange near = {far.end, position + 1};
-    const auto heads = static_cast<std::uint64_t>(plan.heads_per_tile);
-    read += heads * (KeysIn(scratch.runs, far_count, far) +
-                     static_cast<std::uint64_t>(near.end - near.begin));
-    visible += heads * static_cast<std::uint64_t>(position + 1);
-    for (int h = 0; h < plan.heads_per_tile; ++h, ++row) {
-      scratch.far[row] = far;
-      scratch.near[row] = near;
-    }
+  for (int block = blocks.first; block < blocks.last; ++block) {
+    const int row = (block - blocks.first) * plan.tile_rows();
+    PointAtRows(attention.inputs, plan, TileOf(plan, block, blocks.selection_head),
+                scratch.queries + row, scratch.outputs + row);
   }
-  const KeyRange all = {0, plan.keys};
-  const KeySegment segments[] = {
-      {.runs = scratch.runs, .run_count = far_count, .visible = scratch.far},
-      {.runs = &all, .run_count = 1, .visible = scratch.near}};
-  MakeProblem(attention, tile, 0, segments, scratch);
-  attention.kernels->attend(scratch.problems, 1);
-  AddSinks(attention.inputs, plan, tile, scratch.outputs, scratch.lses);
-  WriteLses(attention.inputs, plan, tile, scratch.lses);
-
-  attention.keys_read.fetch_add(read, std::memory_order_relaxed);
-  attention.keys_visible.fetch_add(visible, std::memory_order_relaxed);
+  if (!attention.reuse_selection) SelectBlocks(attention, blocks, scratch);
+  const std::int64_t select_ns = NanosecondsSince(start);
+  for (int block = blocks.first; block < blocks.last; ++block) {
+    AttendSelected(attention, TileOf(plan, block, blocks.selection_head), block - blocks.first,
+                   scratch);
+  }
   attention.select_ns.fetch_add(select_ns, std::memory_order_relaxed);
   attention.attend_ns.fetch_add(NanosecondsSince(start) - select_ns, std::memory_order_relaxed);
 }

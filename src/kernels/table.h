@@ -53,20 +53,21 @@ struct AttendArgs {
   std::byte* scratch = nullptr;     // of the first problem: attend_scratch bytes, 64-byte aligned
 };
 
-// scores[i] = max over rows r and keys j in {start, start + 1, ..} of block i, j < limit, of
-// queries[r] . keys[j] - levels[r]. Every start is below limit. A NaN does not count; a block of
-// nothing else scores -inf.
+// scores[g][i] = max over rows r of group g and keys j in {start, start + 1, ..} of block i, j < limit,
+// of queries[g][r] . keys[j] - levels[g][r]. Every start is below limit. A NaN does not count; a block
+// of nothing else scores -inf.
 struct ScoreArgs {
-  int rows = 0;
-  const float* const* queries = nullptr;  // [rows] -> [keys.dim]
-  const float* levels = nullptr;          // [rows], or null for zeros
+  int groups = 1;                         // of query rows
+  int rows = 0;                           // of a group
+  const float* const* queries = nullptr;  // [groups][rows] -> [keys.dim]
+  const float* levels = nullptr;          // [groups][rows], or null for zeros
   RowsView keys;
   const std::int32_t* starts = nullptr;  // [count]
   int count = 0;
   int block_size = 1;
   std::int32_t limit = 0;
   bool fast = false;             // arithmetic below f32 is allowed
-  float* scores = nullptr;       // [count]
+  float* scores = nullptr;       // [groups][count]
   std::byte* scratch = nullptr;  // score_scratch bytes, 64-byte aligned
 };
 
@@ -99,7 +100,10 @@ struct KernelTable {
   // for example "tile int8 bf16".
   std::string_view (*kernel)(const AttendShape&);
   void (*score_blocks)(const ScoreArgs&);
-  std::size_t (*score_scratch)(int rows, int dim);
+  std::size_t (*score_scratch)(int groups, int rows, int dim);
+  // Neighbouring query blocks that it pays to score together, as groups: where reading and packing a key
+  // costs more than its products, keys are worth sharing even with groups that do not ask for them.
+  int search_groups;
 };
 
 // Never null for the isa "generic". Null when this machine or this build lacks it.

@@ -45,6 +45,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <span>
 
 #include "coppice/block_mask.h"
 #include "coppice/settings.h"
@@ -56,6 +57,7 @@ namespace coppice {
 namespace {
 
 constexpr std::int32_t kUnscored = -1;
+constexpr std::uint64_t kPlantStep = 256;  // tokens, at most
 
 // Blocks [first, first + size) of the searched range.
 struct Branch {
@@ -65,18 +67,29 @@ struct Branch {
   float score;
 };
 
+// The search of one query block.
+struct Search {
+  Branch* kept;           // [slots] ascending
+  Branch* candidates;     // [2 * slots] ascending
+  std::int32_t* owners;   // [2 * slots] the candidates that are scored now
+  std::int32_t* places;   // [2 * slots] where their scores are found
+  double span;            // blocks of a branch, on average; above 1 while branches split
+  std::int32_t branches;  // that are kept
+  std::int32_t count;     // of candidates
+  std::int32_t asked;     // of owners
+};
+
 struct Scratch {
-  const float** rows;    // [rows] query rows that score
-  float* levels;         // [rows]
-  float** outputs;       // [rows] -> one row that nobody reads
-  KeyRange* visible;     // [rows]
-  float* ignored;        // [dim]
-  Branch* kept;          // [slots] ascending
-  Branch* candidates;    // [2 * slots] ascending
-  std::int32_t* starts;  // [2 * slots] first tokens of the representatives to score
-  std::int32_t* owners;  // [2 * slots] their candidates
-  float* scores;         // [2 * slots] their scores
-  std::int32_t* ranks;   // [2 * slots]
+  Search* searches;        // [query blocks]
+  const float** rows;      // [query blocks][rows] query rows that score
+  float* levels;           // [query blocks][rows]
+  float** outputs;         // [rows] -> one row that nobody reads
+  KeyRange* visible;       // [rows]
+  float* ignored;          // [dim]
+  std::int32_t* starts;    // [query blocks * 2 * slots + 1] first tokens of the representatives to score
+  float* scores;           // [query blocks][starts]
+  std::int32_t* ranks;     // [2 * slots]
+  std::int32_t* place_of;  // [key blocks] see ScoreAll; several query blocks only
   std::byte* kernel;
 };
 
@@ -117,72 +130,139 @@ class HipTree final : public Selector {
 
   int Capacity() const override { return slots_; }
 
-  std::size_t ScratchBytes(const KernelTable& kernels, int tokens, int heads_per_token,
-                           int dim) const override {
+  // With fewer rows a kernel's time is that of its products. With a window below a block, what lies behind a
+  // block's last visible key would be scored for the others.
+  int BlocksTogether(const KernelTable& kernels, const SelectShape& shape) const override {
+    const bool many = ScoringRows(shape.tokens, shape.heads_per_token) > kernels.few_rows;
+    return many && window_ >= block_k_ ? kernels.search_groups : 1;
+  }
+
+  std::size_t ScratchBytes(const KernelTable& kernels, const SelectShape& shape) const override {
     ScratchCutter cutter(nullptr);
-    const int rows = ScoringRows(tokens, heads_per_token);
-    CutScratch(cutter, rows, dim);
-    std::size_t kernel = kernels.score_scratch(rows, dim);
-    if (balance_) kernel = std::max(kernel, kernels.attend_scratch(LevelShape(rows, dim)));
+    CutScratch(cutter, shape);
+    const int rows = ScoringRows(shape.tokens, shape.heads_per_token);
+    std::size_t kernel = kernels.score_scratch(shape.blocks, rows, shape.dim);
+    if (balance_) kernel = std::max(kernel, kernels.attend_scratch(LevelShape(rows, shape.dim)));
     return cutter.used() + kernel;
   }
 
   std::int32_t Select(const KernelTable& kernels, const SelectArgs& args) const override {
-    const std::int64_t searched = std::int64_t{args.visible} - window_ - sink_;
-    if (searched <= budget_) return BlockMask::kEverything;
-    const auto blocks = static_cast<std::int32_t>((searched - 1) / block_k_ + 1);
+    std::int32_t count = 0;
+    SelectTogether(kernels, {&args, 1}, &count);
+    return count;
+  }
 
-    ScratchCutter cutter(args.scratch);
-    const int rows = ScoringRows(args.tokens, args.heads_per_token);
-    const Scratch scratch = CutScratch(cutter, rows, args.keys.dim);
-    CollectRows(args, scratch.rows);
-    if (balance_) {
-      MeasureLevels(kernels, args, rows, scratch);
-    } else {
-      std::fill_n(scratch.levels, rows, 0.0f);
-    }
-
-    const std::int32_t branches = std::min(MostBranches(), blocks);
-    PlantBranches(blocks, branches, scratch.kept);
-    for (double span = static_cast<double>(blocks) / branches; span > 1; span *= 0.5) {
-      const std::size_t count = SplitAll(scratch.kept, branches, scratch.candidates);
-      ScoreAll(kernels, args, rows, count, probe_, scratch);
-      KeepBest(count, branches, scratch);
-    }
-    if (branches > slots_) {
-      for (std::int32_t i = 0; i < branches; ++i) {
-        scratch.candidates[i] = scratch.kept[i];
-        if (probe_ != block_k_) scratch.candidates[i].scored = kUnscored;
+  void SelectTogether(const KernelTable& kernels, std::span<const SelectArgs> blocks,
+                      std::int32_t* counts) const override {
+    std::byte* const scratch = blocks[0].scratch;
+    while (!blocks.empty()) {
+      std::size_t together = 1;
+      if (Searched(blocks[0]) <= budget_) {
+        counts[0] = BlockMask::kEverything;
+      } else {
+        while (together < blocks.size() && blocks[together].tokens == blocks[0].tokens) ++together;
+        SearchTogether(kernels, blocks.first(together), scratch, counts);
       }
-      const auto count = static_cast<std::size_t>(branches);
-      ScoreAll(kernels, args, rows, count, block_k_, scratch);
-      KeepBest(count, slots_, scratch);
+      blocks = blocks.subspan(together);
+      counts += together;
     }
-    for (int i = 0; i < slots_; ++i) args.starts[i] = FirstToken(scratch.kept[i].first);
-    return slots_;
   }
 
  private:
+  std::int64_t Searched(const SelectArgs& args) const {
+    return std::int64_t{args.visible} - window_ - sink_;
+  }
+
+  std::int32_t BlocksOf(std::int64_t tokens) const {
+    return static_cast<std::int32_t>((tokens - 1) / block_k_ + 1);
+  }
+
+  void SearchTogether(const KernelTable& kernels, std::span<const SelectArgs> blocks,
+                      std::byte* memory, std::int32_t* counts) const {
+    const SelectArgs& last = blocks.back();
+    ScratchCutter cutter(memory);
+    const Scratch scratch = CutScratch(cutter, {.blocks = static_cast<int>(blocks.size()),
+                                                .tokens = last.tokens,
+                                                .heads_per_token = last.heads_per_token,
+                                                .keys = last.visible,
+                                                .dim = last.keys.dim});
+    const std::span<Search> searches(scratch.searches, blocks.size());
+    const int rows = ScoringRows(last.tokens, last.heads_per_token);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const std::size_t first_row = i * static_cast<std::size_t>(rows);
+      CollectRows(blocks[i], scratch.rows + first_row);
+      if (balance_) {
+        MeasureLevels(kernels, blocks[i], rows, first_row, scratch);
+      } else {
+        std::fill_n(scratch.levels + first_row, rows, 0.0f);
+      }
+      PlantBranches(Searched(blocks[i]), searches[i]);
+    }
+    if (blocks.size() > 1) std::fill_n(scratch.place_of, BlocksOf(last.visible), -1);
+    std::int32_t places = 0;  // given away so far
+    for (bool going = true; going;) {
+      going = false;
+      for (Search& search : searches) {
+        search.count = 0;
+        if (search.span <= 1) continue;
+        SplitAll(search);
+        going = true;
+      }
+      places += ScoreAll(kernels, last, probe_, places, searches, scratch);
+      for (Search& search : searches) {
+        if (search.count == 0) continue;
+        KeepBest(search.branches, scratch.ranks, search);
+        search.span *= 0.5;
+      }
+    }
+    for (Search& search : searches) {
+      search.count = search.branches > slots_ ? search.branches : 0;
+      for (std::int32_t i = 0; i < search.count; ++i) {
+        search.candidates[i] = search.kept[i];
+        if (probe_ != block_k_) search.candidates[i].scored = kUnscored;
+      }
+    }
+    ScoreAll(kernels, last, block_k_, places, searches, scratch);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      Search& search = searches[i];
+      if (search.count > 0) KeepBest(slots_, scratch.ranks, search);
+      for (std::int32_t b = 0; b < search.branches; ++b) {
+        blocks[i].starts[b] = FirstToken(search.kept[b].first);
+      }
+      counts[i] = search.branches;
+    }
+  }
+
   std::int32_t MostBranches() const {
     return static_cast<std::int32_t>(std::min<std::int64_t>(
         std::int64_t{slots_} * breadth_, std::numeric_limits<std::int32_t>::max() / 2));
   }
 
   // The one function that both measures and lays out; the kernel's scratch comes last.
-  Scratch CutScratch(ScratchCutter& cutter, int rows, int dim) const {
+  Scratch CutScratch(ScratchCutter& cutter, const SelectShape& shape) const {
     Scratch scratch;
+    const auto blocks = static_cast<std::size_t>(shape.blocks);
+    const auto rows = static_cast<std::size_t>(ScoringRows(shape.tokens, shape.heads_per_token));
     const auto most = static_cast<std::size_t>(MostBranches());
-    scratch.rows = cutter.Take<const float*>(static_cast<std::size_t>(rows));
-    scratch.levels = cutter.Take<float>(static_cast<std::size_t>(rows));
-    scratch.outputs = cutter.Take<float*>(static_cast<std::size_t>(rows));
-    scratch.visible = cutter.Take<KeyRange>(static_cast<std::size_t>(rows));
-    scratch.ignored = cutter.Take<float>(static_cast<std::size_t>(dim));
-    scratch.kept = cutter.Take<Branch>(most);
-    scratch.candidates = cutter.Take<Branch>(2 * most);
-    scratch.starts = cutter.Take<std::int32_t>(2 * most);
-    scratch.owners = cutter.Take<std::int32_t>(2 * most);
-    scratch.scores = cutter.Take<float>(2 * most);
+    scratch.searches = cutter.Take<Search>(blocks);
+    for (std::size_t i = 0; i < blocks; ++i) {
+      Search search{};
+      search.kept = cutter.Take<Branch>(most);
+      search.candidates = cutter.Take<Branch>(2 * most);
+      search.owners = cutter.Take<std::int32_t>(2 * most);
+      search.places = cutter.Take<std::int32_t>(2 * most);
+      if (scratch.searches != nullptr) scratch.searches[i] = search;
+    }
+    scratch.rows = cutter.Take<const float*>(blocks * rows);
+    scratch.levels = cutter.Take<float>(blocks * rows);
+    scratch.outputs = cutter.Take<float*>(rows);
+    scratch.visible = cutter.Take<KeyRange>(rows);
+    scratch.ignored = cutter.Take<float>(static_cast<std::size_t>(shape.dim));
+    scratch.starts = cutter.Take<std::int32_t>(blocks * 2 * most + 1);
+    scratch.scores = cutter.Take<float>(blocks * blocks * 2 * most);
     scratch.ranks = cutter.Take<std::int32_t>(2 * most);
+    scratch.place_of = cutter.Take<std::int32_t>(
+        shape.blocks == 1 ? 0 : static_cast<std::size_t>(BlocksOf(shape.keys)));
     scratch.kernel = cutter.Take<std::byte>(0);
     return scratch;
   }
@@ -212,7 +292,7 @@ class HipTree final : public Selector {
   }
 
   void MeasureLevels(const KernelTable& kernels, const SelectArgs& args, int rows,
-                     const Scratch& scratch) const {
+                     std::size_t first_row, const Scratch& scratch) const {
     const KeyRange near[] = {{0, sink_}, {args.visible - window_, args.visible}};
     int row = 0;
     for (int t = FirstScoringToken(args.tokens); t < args.tokens; t += query_stride_) {
@@ -224,19 +304,19 @@ class HipTree final : public Selector {
     RowsView values = args.keys;
     values.dim = LevelShape(rows, args.keys.dim).dim_v;
     const AttendArgs attend = {.rows = rows,
-                               .queries = scratch.rows,
+                               .queries = scratch.rows + first_row,
                                .keys = args.keys,
                                .values = values,
                                .scale = args.scale,
                                .segments = &segment,
                                .segment_count = 1,
                                .outputs = scratch.outputs,
-                               .lses = scratch.levels,
+                               .lses = scratch.levels + first_row,
                                .scratch = scratch.kernel};
     kernels.attend(&attend, 1);
-    for (int r = 0; r < rows; ++r) {
-      const float level = scratch.levels[r] / args.scale;
-      scratch.levels[r] = std::isfinite(level) ? level : 0.0f;  // nothing near, or a scale of zero
+    for (float& level : std::span(scratch.levels + first_row, static_cast<std::size_t>(rows))) {
+      level /= args.scale;
+      if (!std::isfinite(level)) level = 0.0f;  // nothing near, or a scale of zero
     }
   }
 
@@ -250,78 +330,113 @@ class HipTree final : public Selector {
   // Edge j lies at trunc(B / W * j), in doubles and in this order of operations, so that everybody
   // gets the same edges. Rounding may put the last edge at B - 1, as with 61 blocks in 7 branches:
   // then the newest searched block is never a candidate.
-  void PlantBranches(std::int32_t blocks, std::int32_t count, Branch* branches) const {
-    const double span = static_cast<double>(blocks) / count;
+  //
+  // Wider than the paper's search, B is that of a range that grows in steps (of up to kPlantStep tokens,
+  // and a 64th of what is searched), of which only what is there is kept: neighbouring query blocks then
+  // score the same representatives.
+  void PlantBranches(std::int64_t searched, Search& search) const {
+    const std::int32_t blocks = BlocksOf(searched);
+    std::int32_t planted = blocks;
+    if (breadth_ > 1 && blocks > MostBranches()) {
+      const std::int64_t step = std::min(kPlantStep, std::bit_floor(
+                                    static_cast<std::uint64_t>(std::max<std::int64_t>(searched / 64, 1))));
+      const std::int64_t always = std::int64_t{sink_} + window_;
+      planted = BlocksOf((searched + always + step - 1) / step * step - always);
+    }
+    const std::int32_t most = std::min(MostBranches(), planted);
+    search.span = static_cast<double>(planted) / most;
+    search.branches = 0;
     std::int32_t edge = 0;
-    for (int j = 0; j < count; ++j) {
-      const auto next = static_cast<std::int32_t>(span * (j + 1));
-      branches[j] = {edge, next - edge, kUnscored, 0.0f};
+    while (edge < blocks && search.branches < most) {
+      const auto next = std::min(blocks, static_cast<std::int32_t>(search.span * (search.branches + 1)));
+      search.kept[search.branches++] = {edge, next - edge, kUnscored, 0.0f};
       edge = next;
     }
   }
 
   // Left halves get floor(size / 2) blocks. A branch of one block has no left half and stays whole.
-  std::size_t SplitAll(const Branch* parents, std::int32_t count, Branch* children) const {
-    Branch* child = children;
-    for (std::int32_t i = 0; i < count; ++i) {
-      Branch left = parents[i];
-      Branch right = parents[i];
+  static void SplitAll(Search& search) {
+    Branch* child = search.candidates;
+    for (std::int32_t i = 0; i < search.branches; ++i) {
+      Branch left = search.kept[i];
+      Branch right = search.kept[i];
       left.size /= 2;
       right.first += left.size;
       right.size -= left.size;
       if (left.size > 0) *child++ = left;
       *child++ = right;
     }
-    return static_cast<std::size_t>(child - children);
+    search.count = static_cast<std::int32_t>(child - search.candidates);
   }
 
   // One kernel call for all whose representative is not the one that scored their parent, by `keys`
-  // keys of it: its first ones, or those in its middle.
-  void ScoreAll(const KernelTable& kernels, const SelectArgs& args, int rows, std::size_t count,
-                std::int32_t keys, const Scratch& scratch) const {
+  // keys of it: its first ones, or those in its middle. Query blocks that ask for the same representative
+  // share it: place_of[its block] - given is its place among the starts if that is not negative. Returns
+  // the number of starts.
+  std::int32_t ScoreAll(const KernelTable& kernels, const SelectArgs& last, std::int32_t keys,
+                        std::int32_t given, std::span<Search> searches,
+                        const Scratch& scratch) const {
     const std::int32_t skipped =
         representative_ == Representative::kFirst ? 0 : (block_k_ - keys) / 2;
-    int asked = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::int32_t block = RepresentativeOf(scratch.candidates[i]);
-      if (scratch.candidates[i].scored == block) continue;
-      scratch.candidates[i].scored = block;
-      scratch.starts[asked] = std::min(FirstToken(block) + skipped, args.visible - 1);
-      scratch.owners[asked] = static_cast<std::int32_t>(i);
-      ++asked;
+    const bool alone = searches.size() == 1;
+    std::int32_t count = 0;
+    for (Search& search : searches) {
+      search.asked = 0;
+      for (std::int32_t i = 0; i < search.count; ++i) {
+        const std::int32_t block = RepresentativeOf(search.candidates[i]);
+        if (search.candidates[i].scored == block) continue;
+        search.candidates[i].scored = block;
+        scratch.starts[count] = std::min(FirstToken(block) + skipped, last.visible - 1);
+        std::int32_t place = alone ? -1 : scratch.place_of[block] - given;
+        const bool fresh = place < 0;
+        place = fresh ? count : place;
+        count += fresh ? 1 : 0;
+        if (!alone) scratch.place_of[block] = place + given;
+        search.owners[search.asked] = i;
+        search.places[search.asked++] = place;
+      }
     }
+    if (count == 0) return 0;
     ScoreArgs score;
-    score.rows = rows;
+    score.groups = static_cast<int>(searches.size());
+    score.rows = ScoringRows(last.tokens, last.heads_per_token);
     score.queries = scratch.rows;
     score.levels = scratch.levels;
-    score.keys = args.keys;
+    score.keys = last.keys;
     score.starts = scratch.starts;
-    score.count = asked;
+    score.count = count;
     score.block_size = keys;
-    score.limit = args.visible;
+    score.limit = last.visible;
     score.fast = fast_;
     score.scores = scratch.scores;
     score.scratch = scratch.kernel;
     kernels.score_blocks(score);
-    for (int i = 0; i < asked; ++i) {
-      scratch.candidates[scratch.owners[i]].score = scratch.scores[i];
+    const float* scores = scratch.scores;
+    for (const Search& search : searches) {
+      for (std::int32_t i = 0; i < search.asked; ++i) {
+        search.candidates[search.owners[i]].score = scores[search.places[i]];
+      }
+      scores += count;
     }
+    return count;
   }
 
-  // The `most` best candidates, in ascending order of position.
-  void KeepBest(std::size_t count, std::int32_t most, const Scratch& scratch) const {
-    for (std::size_t i = 0; i < count; ++i) scratch.ranks[i] = Rank(scratch.candidates[i].score);
-    const std::int32_t last = LastKeptRank(scratch.ranks, count, most);
+  // Keeps the `most` best candidates, in ascending order of position.
+  static void KeepBest(std::int32_t most, std::int32_t* ranks, Search& search) {
+    const auto count = static_cast<std::size_t>(search.count);
+    for (std::size_t i = 0; i < count; ++i) ranks[i] = Rank(search.candidates[i].score);
+    const std::int32_t last = LastKeptRank(ranks, count, most);
     std::int32_t better = 0;
-    for (std::size_t i = 0; i < count; ++i) better += scratch.ranks[i] > last ? 1 : 0;
+    for (std::size_t i = 0; i < count; ++i) better += ranks[i] > last ? 1 : 0;
     std::int32_t ties = most - better;  // the left-most of those that rank last
     std::int32_t kept = 0;
     for (std::size_t i = 0; i < count && kept < most; ++i) {
-      scratch.kept[kept] = scratch.candidates[i];
-      const bool tie = scratch.ranks[i] == last && ties > 0;
+      search.kept[kept] = search.candidates[i];
+      const bool tie = ranks[i] == last && ties > 0;
       ties -= tie ? 1 : 0;
-      kept += scratch.ranks[i] > last || tie ? 1 : 0;
+      kept += ranks[i] > last || tie ? 1 : 0;
     }
+    search.branches = kept;
   }
 
   std::int64_t budget_;  // tokens, as are block_k_, sink_ and window_

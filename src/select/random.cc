@@ -29,8 +29,8 @@ class Random final : public Selector {
 
   int Capacity() const override { return most_; }
 
-  std::size_t ScratchBytes(const KernelTable& /*kernels*/, int /*tokens*/, int /*heads_per_token*/,
-                           int /*dim*/) const override {
+  std::size_t ScratchBytes(const KernelTable& /*kernels*/,
+                           const SelectShape& /*shape*/) const override {
     return 0;
   }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "coppice/settings.h"
 #include "kernels/table.h"
@@ -22,7 +23,16 @@ struct SelectArgs {
   std::int32_t visible = 0;               // keys that the last token of the block may see
   float scale = 1;                        // of the products of queries and keys in the softmax
   std::int32_t* starts = nullptr;  // [Capacity()], written: first tokens of the blocks, ascending
-  std::byte* scratch = nullptr;    // ScratchBytes(), 64-byte aligned
+  std::byte* scratch = nullptr;    // of the first block: ScratchBytes(), 64-byte aligned
+};
+
+// What a selector needs to know to plan its work.
+struct SelectShape {
+  int blocks = 1;  // query blocks that are selected for together
+  int tokens = 0;  // of the largest of them
+  int heads_per_token = 1;
+  std::int32_t keys = 0;
+  int dim = 0;
 };
 
 class Selector {
@@ -30,12 +40,25 @@ class Selector {
   virtual ~Selector() = default;
   // Blocks that one selection can hold.
   virtual int Capacity() const = 0;
-  // tokens: of the largest query block.
-  virtual std::size_t ScratchBytes(const KernelTable& kernels, int tokens, int heads_per_token,
-                                   int dim) const = 0;
+  virtual std::size_t ScratchBytes(const KernelTable& kernels, const SelectShape& shape) const = 0;
   // Writes args.starts and returns their number, or BlockMask::kEverything when the budget covers
   // all that is visible outside of sink and window.
   virtual std::int32_t Select(const KernelTable& kernels, const SelectArgs& args) const = 0;
+
+  // Neighbouring query blocks of a selection head that gain by being selected for together; their number
+  // in `shape` does not matter.
+  virtual int BlocksTogether(const KernelTable& /*kernels*/, const SelectShape& /*shape*/) const {
+    return 1;
+  }
+  // counts[i] = Select(kernels, blocks[i]), for such blocks, oldest first.
+  virtual void SelectTogether(const KernelTable& kernels, std::span<const SelectArgs> blocks,
+                              std::int32_t* counts) const {
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      SelectArgs args = blocks[i];
+      args.scratch = blocks[0].scratch;
+      counts[i] = Select(kernels, args);
+    }
+  }
 };
 
 // kNotFound for an unknown method; "dense" is no selector.

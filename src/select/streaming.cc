@@ -21,8 +21,8 @@ class Streaming final : public Selector {
 
   int Capacity() const override { return 0; }
 
-  std::size_t ScratchBytes(const KernelTable& /*kernels*/, int /*tokens*/, int /*heads_per_token*/,
-                           int /*dim*/) const override {
+  std::size_t ScratchBytes(const KernelTable& /*kernels*/,
+                           const SelectShape& /*shape*/) const override {
     return 0;
   }
 

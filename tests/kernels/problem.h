@@ -122,7 +122,7 @@ inline std::vector<float> Score(const KernelTable& kernels, const Tensor& querie
   std::vector<const float*> pointers;
   for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * dim]);
   std::vector<float> scores(starts.size(), 99);
-  const std::size_t size = kernels.score_scratch(rows, dim);
+  const std::size_t size = kernels.score_scratch(1, rows, dim);
   const AlignedBytes scratch = AllocateAligned(size + kCacheLine);
   std::fill_n(scratch.get() + size, kCacheLine, std::byte{0xA5});
   kernels.score_blocks({.rows = rows,

@@ -72,7 +72,10 @@ inline Selection RunSelector(const Selector& selector, const KernelTable& kernel
     rows.push_back(problem.queries.data() + static_cast<std::size_t>(r) * problem.dim);
   }
   const std::size_t scratch_bytes =
-      selector.ScratchBytes(kernels, problem.tokens, problem.heads, problem.dim);
+      selector.ScratchBytes(kernels, {.tokens = problem.tokens,
+                                      .heads_per_token = problem.heads,
+                                      .keys = problem.visible,
+                                      .dim = problem.dim});
   const AlignedBytes scratch = AllocateAligned(kCacheLine + scratch_bytes + kCacheLine);
   std::fill_n(scratch.get(), kCacheLine + scratch_bytes + kCacheLine, kGuard);
   const int capacity = selector.Capacity();
@@ -138,7 +141,8 @@ inline const KernelTable& PlainKernels() {
     plain.tile_rows = 1;
     plain.dim_multiple = 1;
     plain.score_blocks = PlainScoreBlocks;
-    plain.score_scratch = [](int, int) -> std::size_t { return 64; };
+    plain.score_scratch = [](int, int, int) -> std::size_t { return 64; };
+    plain.search_groups = 1;
     return plain;
   }();
   return table;

@@ -59,16 +59,17 @@ struct AmxScores {
 void ScoreBlocksAmx(const ScoreArgs& args) {
   if (args.rows > kMaxFewRows) {
     const TileState state;
-    const bool finite = args.fast                        ? ScoreCandidates<AmxScores<One>>(args)
-                        : args.keys.type == DType::kBF16 ? ScoreCandidates<AmxScores<Two>>(args)
-                                                         : ScoreCandidates<AmxScores<Four>>(args);
+    const bool finite = args.fast                        ? ScoreManyRows<AmxScores<One>>(args)
+                        : args.keys.type == DType::kBF16 ? ScoreManyRows<AmxScores<Two>>(args)
+                                                         : ScoreManyRows<AmxScores<Four>>(args);
     if (finite) return;
   }
   ScoreBlocks(args);
 }
 
-std::size_t ScoreScratchAmx(int rows, int dim) {
-  const std::size_t tiles = ScoreScratchOf<AmxScores<Four>>(rows, dim);
-  const std::size_t f32 = ScoreScratch(rows, dim);
+std::size_t ScoreScratchAmx(int groups, int rows, int dim) {
+  const std::size_t f32 = ScoreScratch(groups, rows, dim);
+  if (rows <= kMaxFewRows) return f32;
+  const std::size_t tiles = ManyRowsScratch<AmxScores<Four>>(groups, rows, dim);
   return tiles > f32 ? tiles : f32;
 }

@@ -57,6 +57,10 @@ inline float MaxLanes(Vec a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+inline void StoreFourMaxima(Vec a, Vec b, Vec c, Vec d, float* out) {
+  const Vec of[] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i) out[i] = MaxLanes(of[i]);
+}
 inline bool AnyDifferent(Vec a, Vec b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)) != 0;
 }

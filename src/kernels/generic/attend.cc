@@ -91,21 +91,22 @@ std::size_t AttendScratch(const AttendShape& shape) {
 std::string_view Kernel(const AttendShape& /*shape*/) { return "rows f64 f64"; }
 
 void ScoreBlocks(const ScoreArgs& args) {
-  for (int block = 0; block < args.count; ++block) {
-    const std::int32_t begin = args.starts[block];
+  for (int at = 0; at < args.groups * args.count; ++at) {
+    const int group = at / args.count;
+    const std::int32_t begin = args.starts[at % args.count];
     float best = -kInfinity;
     for (std::int32_t key = begin; key < begin + args.block_size && key < args.limit; ++key) {
-      for (int row = 0; row < args.rows; ++row) {
+      for (int row = group * args.rows; row < (group + 1) * args.rows; ++row) {
         const float level = args.levels == nullptr ? 0.0f : args.levels[row];
         const float score = static_cast<float>(Dot(args.queries[row], args.keys, key)) - level;
         if (score > best) best = score;
       }
     }
-    args.scores[block] = best;
+    args.scores[at] = best;
   }
 }
 
-std::size_t ScoreScratch(int /*rows*/, int /*dim*/) { return 0; }
+std::size_t ScoreScratch(int /*groups*/, int /*rows*/, int /*dim*/) { return 0; }
 
 }  // namespace
 
@@ -118,6 +119,7 @@ const KernelTable kTable = {.isa = "generic",
                             .attend_scratch = AttendScratch,
                             .kernel = Kernel,
                             .score_blocks = ScoreBlocks,
-                            .score_scratch = ScoreScratch};
+                            .score_scratch = ScoreScratch,
+                            .search_groups = 1};
 
 }  // namespace coppice::generic

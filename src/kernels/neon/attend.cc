@@ -49,6 +49,10 @@ inline Vec ScaleOrZero(Vec p, Vec n, Vec x) {
 }
 inline float SumLanes(Vec a) { return vaddvq_f32(a.v); }
 inline float MaxLanes(Vec a) { return vmaxvq_f32(a.v); }
+inline void StoreFourMaxima(Vec a, Vec b, Vec c, Vec d, float* out) {
+  const Vec of[] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i) out[i] = MaxLanes(of[i]);
+}
 inline bool AnyDifferent(Vec a, Vec b) { return vminvq_u32(vceqq_f32(a.v, b.v)) == 0; }
 // score in the lanes with begin <= key < end, -inf in the others.
 inline Vec KeepInRange(Vec score, std::int32_t key, const std::int32_t* begin,

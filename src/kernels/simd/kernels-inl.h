@@ -80,5 +80,6 @@ constexpr KernelTable MakeTable(std::string_view isa, int tile_rows, int split_k
           .attend_scratch = AttendScratch,
           .kernel = Kernel,
           .score_blocks = ScoreBlocks,
-          .score_scratch = ScoreScratch};
+          .score_scratch = ScoreScratch,
+          .search_groups = 1};
 }
