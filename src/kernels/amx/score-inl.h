@@ -32,7 +32,7 @@ struct AmxScores {
     vectors == 1 ? ScorePanel<1>(from, DepthSteps(dim), panel, scores, ahead)
                  : ScorePanel<2>(from, DepthSteps(dim), panel, scores, ahead);
   }
-  static int FetchesOfTile(int dim) { return 2 * DepthSteps(dim); }
+  static int FetchesOfTile(int dim) { return 4 * DepthSteps(dim); }
 
  private:
   // Of kKeys keys: what lies behind the last one scores something that nobody reads.

@@ -115,7 +115,7 @@ class TileAhead {
         rows_(rows),
         count_(count),
         total_(values == nullptr ? count : 2 * count),
-        at_a_time_(1 + total_ / steps) {}
+        at_a_time_((total_ + steps - 1) / steps) {}
 
   void Fetch() {
     for (int n = 0; n < at_a_time_ && at_ < total_; ++n, ++at_) {
