@@ -86,8 +86,8 @@ struct Scratch {
   float** outputs;         // [rows] -> one row that nobody reads
   KeyRange* visible;       // [rows]
   float* ignored;          // [dim]
-  std::int32_t* starts;    // [query blocks * 2 * slots + 1] first tokens of the representatives to score
-  float* scores;           // [query blocks][starts]
+  std::int32_t* starts;    // [representatives + 1] first tokens of those to score
+  float* scores;           // [query blocks][representatives]
   std::int32_t* ranks;     // [2 * slots]
   std::int32_t* place_of;  // [key blocks] see ScoreAll; several query blocks only
   std::byte* kernel;
@@ -253,7 +253,9 @@ class HipTree final : public Selector {
     Scratch scratch;
     const auto blocks = static_cast<std::size_t>(shape.blocks);
     const auto rows = static_cast<std::size_t>(ScoringRows(shape.tokens, shape.heads_per_token));
-    const auto most = static_cast<std::size_t>(MostBranches());
+    const auto key_blocks = static_cast<std::size_t>(BlocksOf(shape.keys));
+    const std::size_t most = std::min(static_cast<std::size_t>(MostBranches()), key_blocks);
+    const std::size_t representatives = std::min(blocks * 2 * most, std::max(2 * most, key_blocks));
     scratch.searches = cutter.Take<Search>(blocks);
     for (std::size_t i = 0; i < blocks; ++i) {
       Search search{};
@@ -268,11 +270,10 @@ class HipTree final : public Selector {
     scratch.outputs = cutter.Take<float*>(rows);
     scratch.visible = cutter.Take<KeyRange>(rows);
     scratch.ignored = cutter.Take<float>(static_cast<std::size_t>(shape.dim));
-    scratch.starts = cutter.Take<std::int32_t>(blocks * 2 * most + 1);
-    scratch.scores = cutter.Take<float>(blocks * blocks * 2 * most);
+    scratch.starts = cutter.Take<std::int32_t>(representatives + 1);
+    scratch.scores = cutter.Take<float>(blocks * representatives);
     scratch.ranks = cutter.Take<std::int32_t>(2 * most);
-    scratch.place_of = cutter.Take<std::int32_t>(
-        shape.blocks == 1 ? 0 : static_cast<std::size_t>(BlocksOf(shape.keys)));
+    scratch.place_of = cutter.Take<std::int32_t>(shape.blocks == 1 ? 0 : key_blocks);
     scratch.kernel = cutter.Take<std::byte>(0);
     return scratch;
   }
@@ -348,8 +349,9 @@ class HipTree final : public Selector {
     const std::int32_t blocks = BlocksOf(searched);
     std::int32_t planted = blocks;
     if (breadth_ > 1 && blocks > MostBranches()) {
-      const std::int64_t step = std::min(kPlantStep, std::bit_floor(
-                                    static_cast<std::uint64_t>(std::max<std::int64_t>(searched / 64, 1))));
+      const std::int64_t step = std::min(
+          kPlantStep,
+          std::bit_floor(static_cast<std::uint64_t>(std::max<std::int64_t>(searched / 64, 1))));
       const std::int64_t always = std::int64_t{sink_} + window_;
       planted = BlocksOf((searched + always + step - 1) / step * step - always);
     }
@@ -358,7 +360,8 @@ class HipTree final : public Selector {
     search.branches = 0;
     std::int32_t edge = 0;
     while (edge < blocks && search.branches < most) {
-      const auto next = std::min(blocks, static_cast<std::int32_t>(search.span * (search.branches + 1)));
+      const auto next =
+          std::min(blocks, static_cast<std::int32_t>(search.span * (search.branches + 1)));
       search.kept[search.branches++] = {edge, next - edge, kUnscored, 0.0f};
       edge = next;
     }

@@ -87,6 +87,21 @@ TEST_P(PrunedAttention, IsTheSoftmaxOverWhatWasSelected) {
   }
 }
 
+// Many query blocks are searched together, some of them ragged; `Select` searches for each alone.
+TEST_P(PrunedAttention, ReadsWhatSelectSelects) {
+  for (const auto& [queries, keys] : {std::pair{300, 1200}, {512, 3000}}) {
+    Layer layer(DType::kF16, queries, keys, 6, 2, 64, 64);
+    LayerRun run(Hip(), GetParam());
+    run(layer.Inputs());
+    ThreadPool pool(1);
+    const Result<BlockMask> selected =
+        Select(layer.queries.view(), layer.keys.view(), Hip(), pool, GetParam());
+    ASSERT_TRUE(selected.ok());
+    EXPECT_EQ(run.attention.mask().counts, selected->counts);
+    EXPECT_EQ(run.attention.mask().starts, selected->starts);
+  }
+}
+
 TEST_P(PrunedAttention, SinkAndWindowOfAnySize) {
   for (const int sink : {0, 1, 40, 600}) {
     for (const int window : {0, 1, 17, 300}) {

@@ -112,20 +112,23 @@ inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& probl
   return result;
 }
 
-// Scores of the blocks at `starts` for all rows of queries [1, rows, dim]. levels: [rows] or null.
+// Scores of the blocks at `starts` for all rows of queries [groups, rows, dim], group by group. levels:
+// [groups, rows] or null.
 inline std::vector<float> Score(const KernelTable& kernels, const Tensor& queries,
                                 const float* levels, const Tensor& keys,
                                 const std::vector<std::int32_t>& starts, int block_size,
                                 bool fast = false) {
   const auto rows = static_cast<int>(queries.heads);
+  const auto groups = static_cast<int>(queries.tokens);
   const auto dim = static_cast<int>(keys.dim);
   std::vector<const float*> pointers;
-  for (int row = 0; row < rows; ++row) pointers.push_back(&queries.values[row * dim]);
-  std::vector<float> scores(starts.size(), 99);
-  const std::size_t size = kernels.score_scratch(1, rows, dim);
+  for (int row = 0; row < groups * rows; ++row) pointers.push_back(&queries.values[row * dim]);
+  std::vector<float> scores(starts.size() * static_cast<std::size_t>(groups), 99);
+  const std::size_t size = kernels.score_scratch(groups, rows, dim);
   const AlignedBytes scratch = AllocateAligned(size + kCacheLine);
   std::fill_n(scratch.get() + size, kCacheLine, std::byte{0xA5});
-  kernels.score_blocks({.rows = rows,
+  kernels.score_blocks({.groups = groups,
+                        .rows = rows,
                         .queries = pointers.data(),
                         .levels = levels,
                         .keys = {keys.bytes.data(), keys.view().token_stride, keys.type, dim},

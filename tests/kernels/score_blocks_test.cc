@@ -67,6 +67,42 @@ TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
   }
 }
 
+// Bit for bit, so that a selection does not depend on what is selected with it.
+TEST_P(ScoreBlocks, OfAGroupDoNotDependOnOtherGroups) {
+  constexpr int kDim = 64, kKeys = 300;
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
+    for (const int rows : {1, 8, 12, 16, 24, 40}) {
+      for (const int groups : {2, 3, 5, 8}) {
+        const Tensor queries = RandomTensor(DType::kF32, groups, rows, kDim, 1);
+        const Tensor levels = RandomTensor(DType::kF32, groups, 1, rows, 3, 10.0f);
+        for (const int block_size : {1, 2, 8, 33}) {
+          std::vector<std::int32_t> starts;
+          for (int start = 0; start < kKeys; start += block_size + 3) starts.push_back(start);
+          for (const bool fast : {false, true}) {
+            const auto together =
+                Score(kernels(), queries, levels.values.data(), keys, starts, block_size, fast);
+            ASSERT_EQ(together.size(), starts.size() * static_cast<std::size_t>(groups))
+                << "wrote beyond its scratch";
+            for (int group = 0; group < groups; ++group) {
+              const float* const first =
+                  &queries.values[static_cast<std::size_t>(group) * rows * kDim];
+              const Tensor own(DType::kF32, 1, rows, kDim,
+                               std::vector<float>(first, first + rows * kDim));
+              const auto alone = Score(kernels(), own, levels.values.data() + group * rows, keys,
+                                       starts, block_size, fast);
+              const auto begin = together.begin() + group * std::ssize(starts);
+              ASSERT_EQ(alone, std::vector<float>(begin, begin + std::ssize(starts)))
+                  << NameOf(type) << " rows " << rows << " group " << group << " of " << groups
+                  << " block " << block_size << " fast " << fast;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // What may be fast is: with AMX 1 + 2^-10 becomes 1.
 TEST_P(ScoreBlocks, FastRoundsManyRowsToBf16WithAmx) {
   constexpr int kDim = 64;

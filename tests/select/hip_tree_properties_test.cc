@@ -86,6 +86,47 @@ TEST(HipTreeProperties, TheListIsSortedUniqueSearchedAndWithinTheBudget) {
   }
 }
 
+// The problem's newest query block, or an older one.
+SelectProblem BlockOf(const SelectProblem& problem, int first, int last) {
+  SelectProblem block = problem;
+  block.tokens = last - first;
+  block.visible -= problem.tokens - last;
+  const auto row = static_cast<std::ptrdiff_t>(problem.heads) * problem.dim;
+  block.queries.assign(problem.queries.begin() + first * row, problem.queries.begin() + last * row);
+  block.keys.resize(static_cast<std::size_t>(block.visible) * block.dim);
+  return block;
+}
+
+TEST(HipTreeProperties, ABlockSelectsTheSameAloneAndWithItsNeighbours) {
+  for (const KernelTable* kernels : AvailableKernels()) {
+    EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
+      AttentionSettings settings = DrawSettings();
+      settings.window = Draw(settings.block_k, 200, "window");
+      SelectProblem problem = DrawProblem(settings, SmallDim(*kernels));
+      const int block_q = Draw(1, 16, "block_q");
+      problem.tokens = Draw(1, 8 * block_q, "tokens of all blocks");
+      problem.visible = std::max(problem.visible, problem.tokens);
+      const std::vector<float> drawn = problem.keys;
+      problem.Resize();
+      for (std::size_t i = 0; i < problem.queries.size(); ++i) {
+        problem.queries[i] = drawn[(i * 7 + 3) % drawn.size()];
+      }
+      const std::unique_ptr<Selector> selector = MakeSelector(settings).value();
+      const testing::KeyCache cache(problem, DType::kF32);
+      const std::vector<Selection> together =
+          testing::RunTogether(*selector, *kernels, problem, cache.View(), block_q);
+      for (int first = 0; first < problem.tokens; first += block_q) {
+        const int last = std::min(first + block_q, problem.tokens);
+        const Selection alone = RunSelector(*selector, *kernels, BlockOf(problem, first, last));
+        const Selection& shared = together[static_cast<std::size_t>(first / block_q)];
+        RC_ASSERT(shared.in_bounds);
+        RC_ASSERT(shared.everything == alone.everything);
+        RC_ASSERT(shared.starts == alone.starts);
+      }
+    }));
+  }
+}
+
 // Scores that fall with the distance from one key are what the search counts on (locality, theorem
 // 1): then three branches are enough for the key's own branch never to be cut.
 TEST(HipTreeProperties, AKeyWhoseNeighbourhoodIsRaisedIsFound) {

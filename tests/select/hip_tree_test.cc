@@ -262,6 +262,49 @@ TEST(HipTree, ALeftHalfKeepsItsFirstBlocksScore) {
   EXPECT_EQ(testing::scored_blocks, 3 * 128 + 64);
 }
 
+// Four query blocks of 16 tokens, each a little further: with branches of the paper each would ask for
+// representatives of its own.
+TEST(HipTree, NeighbouringQueryBlocksScoreTheSameRepresentatives) {
+  SelectProblem problem;
+  problem.tokens = 64;
+  problem.visible = 20096;
+  problem.Resize();
+  std::fill(problem.queries.begin(), problem.queries.end(), 1.0f);
+  for (int j = 0; j < problem.visible; ++j) {
+    problem.keys[j] = std::sin(static_cast<float>(j) / 300);
+  }
+  const KeyCache cache(problem, DType::kF32);
+  const auto scored = [&](AttentionSettings settings, int block_q) {
+    settings.balance = false;
+    settings.sink = 0;
+    testing::scored_blocks = 0;
+    testing::RunTogether(*MakeSelector(settings).value(), PlainKernels(), problem, cache.View(),
+                         block_q);
+    return testing::scored_blocks;
+  };
+  AttentionSettings settings;
+  EXPECT_LT(scored(settings, 16), scored(settings, 64) * 1.05);
+  settings.breadth = 1;
+  EXPECT_GT(scored(settings, 16), scored(settings, 64) * 1.5);
+}
+
+// A kernel that gains by sharing gets neighbours to share with, where nothing that they share lies behind
+// what one of them sees.
+TEST(HipTree, BlocksAreSearchedTogetherWhereTheKernelGains) {
+  KernelTable sharing = PlainKernels();
+  sharing.search_groups = 6;
+  sharing.few_rows = 8;
+  AttentionSettings settings;
+  const auto together = [&](int tokens, int heads) {
+    return MakeSelector(settings).value()->BlocksTogether(
+        sharing, {.tokens = tokens, .heads_per_token = heads, .keys = 10000, .dim = 64});
+  };
+  EXPECT_EQ(together(16, 4), 6);
+  EXPECT_EQ(together(16, 2), 1);  // 8 rows
+  settings.window = settings.block_k - 1;
+  EXPECT_EQ(together(16, 4), 1);
+}
+
 TEST(HipTree, HugeSettingsDoNotOverflow) {
   constexpr int kHuge = std::numeric_limits<int>::max();
   ScoresCase small(std::vector<float>(100, 1.0f));

@@ -63,45 +63,65 @@ struct Selection {
   std::vector<std::int32_t> starts;
 };
 
-inline Selection RunSelector(const Selector& selector, const KernelTable& kernels,
-                             const SelectProblem& problem, const RowsView& keys) {
+// Selects for the problem's query blocks of `block_q` tokens, the last of which may have fewer, in one call.
+inline std::vector<Selection> RunTogether(const Selector& selector, const KernelTable& kernels,
+                                          const SelectProblem& problem, const RowsView& keys,
+                                          int block_q) {
   constexpr std::byte kGuard{0xA5};
   constexpr std::int32_t kGuardStart = -77;
   std::vector<const float*> rows;
   for (int r = 0; r < problem.tokens * problem.heads; ++r) {
     rows.push_back(problem.queries.data() + static_cast<std::size_t>(r) * problem.dim);
   }
+  const int blocks = (problem.tokens + block_q - 1) / block_q;
   const std::size_t scratch_bytes =
-      selector.ScratchBytes(kernels, {.tokens = problem.tokens,
+      selector.ScratchBytes(kernels, {.blocks = blocks,
+                                      .tokens = std::min(block_q, problem.tokens),
                                       .heads_per_token = problem.heads,
                                       .keys = problem.visible,
                                       .dim = problem.dim});
   const AlignedBytes scratch = AllocateAligned(kCacheLine + scratch_bytes + kCacheLine);
   std::fill_n(scratch.get(), kCacheLine + scratch_bytes + kCacheLine, kGuard);
   const int capacity = selector.Capacity();
-  std::vector<std::int32_t> starts(static_cast<std::size_t>(capacity) + 2, kGuardStart);
+  std::vector<std::vector<std::int32_t>> starts(
+      static_cast<std::size_t>(blocks),
+      std::vector<std::int32_t>(static_cast<std::size_t>(capacity) + 2, kGuardStart));
 
-  SelectArgs args;
-  args.queries = rows.data();
-  args.tokens = problem.tokens;
-  args.heads_per_token = problem.heads;
-  args.keys = keys;
-  args.visible = problem.visible;
-  args.starts = starts.data() + 1;
-  args.scratch = scratch.get() + kCacheLine;
-  const std::int32_t count = selector.Select(kernels, args);
+  std::vector<SelectArgs> args(static_cast<std::size_t>(blocks));
+  for (int i = 0; i < blocks; ++i) {
+    const int first = i * block_q;
+    const int last = std::min(first + block_q, problem.tokens);
+    args[i].queries = rows.data() + first * problem.heads;
+    args[i].tokens = last - first;
+    args[i].heads_per_token = problem.heads;
+    args[i].keys = keys;
+    args[i].visible = problem.visible - problem.tokens + last;
+    args[i].starts = starts[i].data() + 1;
+    args[i].scratch = scratch.get() + kCacheLine;
+  }
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(blocks));
+  selector.SelectTogether(kernels, args, counts.data());
 
   const auto untouched = [](std::byte byte) { return byte == kGuard; };
   const std::byte* after = scratch.get() + kCacheLine + scratch_bytes;
-  Selection selection;
-  selection.everything = count == BlockMask::kEverything;
-  selection.in_bounds = std::all_of(scratch.get(), scratch.get() + kCacheLine, untouched) &&
-                        std::all_of(after, after + kCacheLine, untouched) && count <= capacity &&
-                        starts.front() == kGuardStart && starts.back() == kGuardStart;
-  if (selection.in_bounds && count > 0) {
-    selection.starts.assign(starts.begin() + 1, starts.begin() + 1 + count);
+  const bool kept_scratch = std::all_of(scratch.get(), scratch.get() + kCacheLine, untouched) &&
+                            std::all_of(after, after + kCacheLine, untouched);
+  std::vector<Selection> selections(static_cast<std::size_t>(blocks));
+  for (int i = 0; i < blocks; ++i) {
+    Selection& selection = selections[i];
+    selection.everything = counts[i] == BlockMask::kEverything;
+    selection.in_bounds = kept_scratch && counts[i] <= capacity &&
+                          starts[i].front() == kGuardStart && starts[i].back() == kGuardStart;
+    if (selection.in_bounds && counts[i] > 0) {
+      selection.starts.assign(starts[i].begin() + 1, starts[i].begin() + 1 + counts[i]);
+    }
   }
-  return selection;
+  return selections;
+}
+
+inline Selection RunSelector(const Selector& selector, const KernelTable& kernels,
+                             const SelectProblem& problem, const RowsView& keys) {
+  return RunTogether(selector, kernels, problem, keys, problem.tokens)[0];
 }
 
 inline Selection RunSelector(const Selector& selector, const KernelTable& kernels,
@@ -115,12 +135,13 @@ inline thread_local int scored_blocks = 0;
 
 inline void PlainScoreBlocks(const ScoreArgs& args) {
   scored_blocks += args.count;
-  for (int block = 0; block < args.count; ++block) {
+  for (int at = 0; at < args.groups * args.count; ++at) {
     float best = -std::numeric_limits<float>::infinity();
-    const std::int32_t begin = args.starts[block];
+    const int group = at / args.count;
+    const std::int32_t begin = args.starts[at % args.count];
     for (std::int32_t key = begin; key < std::min(begin + args.block_size, args.limit); ++key) {
       const auto* row = reinterpret_cast<const float*>(args.keys.data + key * args.keys.stride);
-      for (int r = 0; r < args.rows; ++r) {
+      for (int r = group * args.rows; r < (group + 1) * args.rows; ++r) {
         float dot = -0.0f;  // so that a score may be -0
         for (int i = 0; i < args.keys.dim; ++i) dot += args.queries[r][i] * row[i];
         if (!(dot <= best)) best = dot;
@@ -128,7 +149,7 @@ inline void PlainScoreBlocks(const ScoreArgs& args) {
       }
       if (std::isnan(best)) break;
     }
-    args.scores[block] = best;
+    args.scores[at] = best;
   }
   std::fill_n(args.scratch, 64, std::byte{0});
 }

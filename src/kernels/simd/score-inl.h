@@ -124,8 +124,8 @@ Vec ScoreTile(const ScoreArgs& args, const ScoreScratchLayout<Scores>& layout) {
     for (int v = 0; v < vectors; ++v) {
       const int vector = panel * kPanelVectors + v;
       const Vec levels = Vec::Load(layout.levels + vector * Vec::kLanes);
-      poison = poison + RaiseVector<Scores>(now, layout.scores + v * Vec::kLanes, levels,
-                                            layout.raised);
+      poison =
+          poison + RaiseVector<Scores>(now, layout.scores + v * Vec::kLanes, levels, layout.raised);
       const std::int64_t group = vector / vectors_of_group;
       RaiseScores(layout.raised, now.candidates, args.scores + group * args.count + now.first);
     }
