@@ -66,6 +66,7 @@ struct AttentionPlan {
             .tokens = tile_tokens,
             .heads_per_token = heads_per_tile,
             .keys = keys,
+            .key_type = key_type,
             .dim = dim_k};
   }
 };

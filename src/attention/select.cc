@@ -46,6 +46,7 @@ Result<BlockMask> Select(const TensorView& queries, const TensorView& keys,
   const SelectShape shape = {.tokens = std::min(block_q, tokens),
                              .heads_per_token = heads_per_row,
                              .keys = static_cast<std::int32_t>(keys.tokens),
+                             .key_type = keys.type,
                              .dim = dim};
   const std::size_t bytes = pointers + (*selector)->ScratchBytes(*kernels, shape);
   BlockMask mask;

@@ -152,7 +152,9 @@ class HipTree final : public Selector {
     CutScratch(cutter, shape);
     const int rows = ScoringRows(shape.tokens, shape.heads_per_token);
     std::size_t kernel = kernels.score_scratch(shape.blocks, rows, shape.dim);
-    if (balance_) kernel = std::max(kernel, kernels.attend_scratch(LevelShape(rows, shape.dim)));
+    if (balance_) {
+      kernel = std::max(kernel, kernels.attend_scratch(LevelShape(rows, shape.key_type, shape.dim)));
+    }
     return cutter.used() + kernel;
   }
 
@@ -195,6 +197,7 @@ class HipTree final : public Selector {
                                                 .tokens = last.tokens,
                                                 .heads_per_token = last.heads_per_token,
                                                 .keys = last.visible,
+                                                .key_type = last.keys.type,
                                                 .dim = last.keys.dim});
     const std::span<Search> searches(scratch.searches, blocks.size());
     const int rows = ScoringRows(last.tokens, last.heads_per_token);
@@ -298,8 +301,13 @@ class HipTree final : public Selector {
   }
 
   // Attention whose output nobody reads: the first elements of the keys do for values.
-  static AttendShape LevelShape(int rows, int dim) {
-    return {.rows = rows, .dim_k = dim, .dim_v = std::min(dim, static_cast<int>(kQ8BlockSize))};
+  AttendShape LevelShape(int rows, DType type, int dim) const {
+    return {.rows = rows,
+            .dim_k = dim,
+            .dim_v = std::min(dim, static_cast<int>(kQ8BlockSize)),
+            .key_type = type,
+            .value_type = type,
+            .fast = fast_};
   }
 
   void MeasureLevels(const KernelTable& kernels, const SelectArgs& args, int rows,
@@ -313,12 +321,13 @@ class HipTree final : public Selector {
     std::fill_n(scratch.outputs, rows, scratch.ignored);
     const KeySegment segment = {.runs = near, .run_count = 2, .visible = scratch.visible};
     RowsView values = args.keys;
-    values.dim = LevelShape(rows, args.keys.dim).dim_v;
+    values.dim = LevelShape(rows, args.keys.type, args.keys.dim).dim_v;
     const AttendArgs attend = {.rows = rows,
                                .queries = scratch.rows + first_row,
                                .keys = args.keys,
                                .values = values,
                                .scale = args.scale,
+                               .fast = fast_,
                                .segments = &segment,
                                .segment_count = 1,
                                .outputs = scratch.outputs,

@@ -32,6 +32,7 @@ struct SelectShape {
   int tokens = 0;  // of the largest of them
   int heads_per_token = 1;
   std::int32_t keys = 0;
+  DType key_type = DType::kF32;
   int dim = 0;
 };
 

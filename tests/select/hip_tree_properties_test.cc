@@ -93,7 +93,6 @@ SelectProblem BlockOf(const SelectProblem& problem, int first, int last) {
   block.visible -= problem.tokens - last;
   const auto row = static_cast<std::ptrdiff_t>(problem.heads) * problem.dim;
   block.queries.assign(problem.queries.begin() + first * row, problem.queries.begin() + last * row);
-  block.keys.resize(static_cast<std::size_t>(block.visible) * block.dim);
   return block;
 }
 
@@ -102,7 +101,10 @@ TEST(HipTreeProperties, ABlockSelectsTheSameAloneAndWithItsNeighbours) {
     EXPECT_TRUE(rc::check(std::string(kernels->isa), [kernels] {
       AttentionSettings settings = DrawSettings();
       settings.window = Draw(settings.block_k, 200, "window");
-      SelectProblem problem = DrawProblem(settings, SmallDim(*kernels));
+      settings.fast = Draw(0, 1, "fast") == 1;
+      const auto type =
+          *rc::gen::element(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0).as("type");
+      SelectProblem problem = DrawProblem(settings, kQ8BlockSize);
       const int block_q = Draw(1, 16, "block_q");
       problem.tokens = Draw(1, 8 * block_q, "tokens of all blocks");
       problem.visible = std::max(problem.visible, problem.tokens);
@@ -112,12 +114,13 @@ TEST(HipTreeProperties, ABlockSelectsTheSameAloneAndWithItsNeighbours) {
         problem.queries[i] = drawn[(i * 7 + 3) % drawn.size()];
       }
       const std::unique_ptr<Selector> selector = MakeSelector(settings).value();
-      const testing::KeyCache cache(problem, DType::kF32);
+      const testing::KeyCache cache(problem, type);
       const std::vector<Selection> together =
           testing::RunTogether(*selector, *kernels, problem, cache.View(), block_q);
       for (int first = 0; first < problem.tokens; first += block_q) {
         const int last = std::min(first + block_q, problem.tokens);
-        const Selection alone = RunSelector(*selector, *kernels, BlockOf(problem, first, last));
+        const Selection alone =
+            RunSelector(*selector, *kernels, BlockOf(problem, first, last), cache.View());
         const Selection& shared = together[static_cast<std::size_t>(first / block_q)];
         RC_ASSERT(shared.in_bounds);
         RC_ASSERT(shared.everything == alone.everything);

@@ -79,6 +79,7 @@ inline std::vector<Selection> RunTogether(const Selector& selector, const Kernel
                                       .tokens = std::min(block_q, problem.tokens),
                                       .heads_per_token = problem.heads,
                                       .keys = problem.visible,
+                                      .key_type = keys.type,
                                       .dim = problem.dim});
   const AlignedBytes scratch = AllocateAligned(kCacheLine + scratch_bytes + kCacheLine);
   std::fill_n(scratch.get(), kCacheLine + scratch_bytes + kCacheLine, kGuard);
