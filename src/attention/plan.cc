@@ -131,9 +131,10 @@ ItemScratch LayOutItem(std::byte* base, const AttentionPlan& plan, const KernelT
   scratch.positions = cutter.Take<std::int32_t>(rows);
   scratch.runs = cutter.Take<KeyRange>(static_cast<std::size_t>(plan.max_runs));
   scratch.kernel = cutter.Take<std::byte>(kernels.attend_scratch(plan.shape()));
-  scratch.select = selector == nullptr
-                       ? nullptr
-                       : cutter.Take<std::byte>(selector->ScratchBytes(kernels, plan.select_shape()));
+  scratch.select =
+      selector == nullptr
+          ? nullptr
+          : cutter.Take<std::byte>(selector->ScratchBytes(kernels, plan.select_shape()));
   scratch.bytes = cutter.used();
   return scratch;
 }

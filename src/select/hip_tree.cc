@@ -149,7 +149,8 @@ class HipTree final : public Selector {
     const int rows = ScoringRows(shape.tokens, shape.heads_per_token);
     std::size_t kernel = kernels.score_scratch(shape.blocks, rows, shape.dim);
     if (balance_) {
-      kernel = std::max(kernel, kernels.attend_scratch(LevelShape(rows, shape.key_type, shape.dim)));
+      kernel =
+          std::max(kernel, kernels.attend_scratch(LevelShape(rows, shape.key_type, shape.dim)));
     }
     return cutter.used() + kernel;
   }
