@@ -70,13 +70,19 @@ __attribute__((noinline)) void ScoreTurn(const AmxScratch& tile, const TileStrea
   using Sums = TileSums<kSide, NR>;
   WeightConstants<Weights::kParts> constants;
   Weights weights = earlier;
+  // Pairs of keys at a product, so that none are left for when the products are done (dim 64: 14.1 ms with
+  // one, 12.3 with two).
+  const int products = NR * keys.steps;
+  const int pairs = (kTileRows / 2 + products - 1) / products;
   AddTurn<Scores, NR, kSide>(
       keys, index,
       [&]() __attribute__((always_inline)) {
         if (index >= 2) Sums::Store(ScoresOf(tile, index));
         Sums::Zero();
       },
-      [&]() __attribute__((always_inline)) { weights.Advance(constants); });
+      [&]() __attribute__((always_inline)) {
+        for (int i = 0; i < pairs; ++i) weights.Advance(constants);
+      });
   weights.Finish(constants);
   earlier = weights;
 }
