@@ -95,6 +95,8 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
       plan.pruned ? settings.block_q : std::max(1, kernels.tile_rows / plan.heads_per_tile);
   plan.tile_tokens = std::min(plan.tile_tokens, plan.queries);
   plan.token_tiles = CeilDivide(plan.queries, plan.tile_tokens);
+  // Tiles of a size, so that the last of them do not leave threads waiting.
+  if (!plan.pruned) plan.tile_tokens = CeilDivide(plan.queries, plan.token_tiles);
   plan.split_keys = plan.keys;
   if (plan.pruned) {
     plan.blocks_per_item = std::clamp(plan.tiles() / kEnoughSearches, 1,

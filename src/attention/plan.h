@@ -35,11 +35,11 @@ struct AttentionPlan {
   int tile_tokens = 0;     // query tokens in a tile
   int heads_per_tile = 0;  // query heads in a tile
   int token_tiles = 0;
-  int tile_heads = 0;      // selection heads, or KV heads in dense attention
-  int heads_per_item = 1;  // tiles of neighbouring KV heads that one item solves together
+  int tile_heads = 0;       // selection heads, or KV heads in dense attention
+  int heads_per_item = 1;   // tiles of neighbouring KV heads that one item solves together
   int blocks_per_item = 1;  // tiles of neighbouring query blocks that one item selects for together
-  int splits = 1;          // pieces of the keys
-  int split_keys = 0;      // keys in a piece
+  int splits = 1;           // pieces of the keys
+  int split_keys = 0;       // keys in a piece
 
   int max_runs = 0;  // key runs of a pruned tile
   std::size_t thread_bytes = 0;

@@ -237,15 +237,14 @@ void SelectBlocks(Attention::Impl& attention, const ItemBlocks& blocks,
   for (int block = blocks.first; block < blocks.last; ++block) {
     const Tile tile = TileOf(plan, block, blocks.selection_head);
     const int n = block - blocks.first;
-    scratch.selections[n] = {
-        .queries = scratch.queries + n * plan.tile_rows(),
-        .tokens = tile.last - tile.first,
-        .heads_per_token = plan.heads_per_tile,
-        .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
-        .visible = plan.keys - plan.queries + tile.last,
-        .scale = attention.inputs.scale,
-        .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
-        .scratch = scratch.select};
+    scratch.selections[n] = {.queries = scratch.queries + n * plan.tile_rows(),
+                             .tokens = tile.last - tile.first,
+                             .heads_per_token = plan.heads_per_tile,
+                             .keys = HeadRows(attention.inputs.keys, tile.head / plan.group()),
+                             .visible = plan.keys - plan.queries + tile.last,
+                             .scale = attention.inputs.scale,
+                             .starts = attention.mask.RowStarts(tile.selection_head, tile.block),
+                             .scratch = scratch.select};
   }
   attention.selector->SelectTogether(
       *attention.kernels,
