@@ -95,7 +95,7 @@ AttentionPlan MakePlan(const AttentionInputs& inputs, const AttentionSettings& s
       plan.pruned ? settings.block_q : std::max(1, kernels.tile_rows / plan.heads_per_tile);
   plan.tile_tokens = std::min(plan.tile_tokens, plan.queries);
   plan.token_tiles = CeilDivide(plan.queries, plan.tile_tokens);
-  // Tiles of a size, so that the last of them do not leave threads waiting.
+  // Tiles of one size, so that no thread waits for another's last one.
   if (!plan.pruned) plan.tile_tokens = CeilDivide(plan.queries, plan.token_tiles);
   plan.split_keys = plan.keys;
   if (plan.pruned) {

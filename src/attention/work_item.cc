@@ -35,7 +35,6 @@ struct Tile {
   int rows;
 };
 
-// The newest tokens first: in causal prefill they are the longest, and are best begun early.
 Tile TileOf(const AttentionPlan& plan, int block, int selection_head) {
   Tile tile;
   tile.index = (plan.token_tiles - 1 - block) * plan.tile_heads + selection_head;
@@ -48,6 +47,7 @@ Tile TileOf(const AttentionPlan& plan, int block, int selection_head) {
   return tile;
 }
 
+// The newest tokens first: in causal prefill they are the longest, and are best begun early.
 Tile TileAt(const AttentionPlan& plan, int index) {
   return TileOf(plan, plan.token_tiles - 1 - index / plan.tile_heads, index % plan.tile_heads);
 }
@@ -224,6 +224,7 @@ struct ItemBlocks {
   int selection_head;
 };
 
+// The newest first, as tiles.
 ItemBlocks BlocksOf(const AttentionPlan& plan, int item) {
   const int index = plan.item_blocks() - 1 - item / plan.tile_heads;
   return {.first = index * plan.blocks_per_item,

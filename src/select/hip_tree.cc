@@ -28,6 +28,9 @@
 // had back by a probe below b_k: they then score that many keys of a representative, and only the last
 // step scores whole blocks.
 //
+// Neighbouring query blocks may be searched together, round by round: what any of them asks for is read
+// once and scored for the rows of all. That changes what is read, not what is selected.
+//
 // Positions are integers throughout and the branches cover the searched range (but see
 // PlantBranches for one rounded edge). Every branch ends as one block: the first sizes are at most
 // ceil(B / W), and halving upwards once for each halving of B / W brings that to one.
@@ -57,7 +60,7 @@ namespace coppice {
 namespace {
 
 constexpr std::int32_t kUnscored = -1;
-constexpr std::uint64_t kPlantStep = 256;  // tokens, at most
+constexpr std::uint64_t kPlantStep = 256;  // tokens, at most: two groups of eight query blocks
 
 // Blocks [first, first + size) of the searched range.
 struct Branch {
@@ -107,6 +110,7 @@ std::int32_t LastKeptRank(const std::int32_t* ranks, std::size_t count, std::int
   constexpr std::uint32_t kSign = 0x80000000u;  // flipped, the order is that of unsigned numbers
   std::uint32_t differ = 0;
   for (std::size_t i = 0; i < count; ++i) differ |= static_cast<std::uint32_t>(ranks[i] ^ ranks[0]);
+  if (differ == 0) return ranks[0];
   const std::uint32_t highest = std::bit_floor(differ);
   std::uint32_t last = (static_cast<std::uint32_t>(ranks[0]) ^ kSign) & ~(highest | (highest - 1));
   for (std::uint32_t bit = highest; bit > 0; bit >>= 1) {

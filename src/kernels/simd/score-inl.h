@@ -94,8 +94,9 @@ Vec RaiseVector(const CandidateKeys& of, const float* products, Vec levels, floa
   for (int first = 0; first < of.candidates; first += 4) {
     Vec most[4];
     for (int c = 0; c < 4; ++c) {
-      const int candidate = Min(first + c, of.candidates - 1);
+      const int candidate = first + c;
       most[c] = Vec::Set(kMinusInfinity);
+      if (candidate >= of.candidates) continue;
       for (int j = of.begin[candidate]; j < of.begin[candidate + 1]; ++j) {
         const Vec product = Vec::Load(products + j * kPanel);
         most[c] = MaxOrSecond(product, most[c]);
