@@ -92,7 +92,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Determinism,
                          ::testing::Values(Case{"dense_prefill", "dense", 100, 700},
                                            Case{"dense_decode", "dense", 1, 3000},
                                            Case{"hip_prefill", "hip", 100, 700},
-                                           Case{"hip_prefill_of_many_blocks", "hip", 300, 1200},
+                                           Case{"hip_prefill_of_many_blocks", "hip", 268, 700},
                                            Case{"hip_decode", "hip", 1, 1500},
                                            Case{"streaming", "streaming", 70, 700}),
                          [](const auto& info) { return info.param.name; });

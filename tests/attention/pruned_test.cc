@@ -89,13 +89,17 @@ TEST_P(PrunedAttention, IsTheSoftmaxOverWhatWasSelected) {
 
 // Many query blocks are searched together, some of them ragged; `Select` searches for each alone.
 TEST_P(PrunedAttention, ReadsWhatSelectSelects) {
-  for (const auto& [queries, keys] : {std::pair{300, 1200}, {512, 3000}}) {
-    Layer layer(DType::kF16, queries, keys, 6, 2, 64, 64);
-    LayerRun run(Hip(), GetParam());
+  const AttentionSettings large = Hip();  // two blocks are searched together
+  AttentionSettings small = Hip();        // two, and with AMX eight
+  small.block_q = 4;
+  small.query_stride = 1;
+  for (const AttentionSettings& settings : {large, small}) {
+    Layer layer(DType::kF16, 268, 700, 6, 2, 64, 64);
+    LayerRun run(settings, GetParam());
     run(layer.Inputs());
     ThreadPool pool(1);
     const Result<BlockMask> selected =
-        Select(layer.queries.view(), layer.keys.view(), Hip(), pool, GetParam());
+        Select(layer.queries.view(), layer.keys.view(), settings, pool, GetParam());
     ASSERT_TRUE(selected.ok());
     EXPECT_EQ(run.attention.mask().counts, selected->counts);
     EXPECT_EQ(run.attention.mask().starts, selected->starts);

@@ -69,11 +69,11 @@ TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
 
 // Bit for bit, so that a selection does not depend on what is selected with it.
 TEST_P(ScoreBlocks, OfAGroupDoNotDependOnOtherGroups) {
-  constexpr int kDim = 64, kKeys = 300;
+  constexpr int kDim = 64, kKeys = 120;
   for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
     const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
-    for (const int rows : {1, 8, 12, 16, 24, 40}) {
-      for (const int groups : {2, 3, 5, 8}) {
+    for (const int rows : {8, 12, 24}) {
+      for (const int groups : {2, 5}) {
         const Tensor queries = RandomTensor(DType::kF32, groups, rows, kDim, 1);
         const Tensor levels = RandomTensor(DType::kF32, groups, 1, rows, 3, 10.0f);
         for (const int block_size : {1, 2, 8, 33}) {
