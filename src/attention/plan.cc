@@ -11,7 +11,7 @@ namespace {
 
 // Below this many tiles the keys are split, so that a few threads still find equal work.
 constexpr int kEnoughItems = 32;
-// Down to so many items it pays to search for neighbouring query blocks together.
+// Searching for neighbouring query blocks together leaves at least so many items to threads.
 constexpr int kEnoughSearches = 16;
 // A piece of few rows is never smaller: for one KV head of 64 dims in f16 it is 64 KiB of K and V, about
 // 5 microseconds; merging a piece costs 1/256 of that.

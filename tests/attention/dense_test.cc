@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "attention/layer.h"
+#include "attention/plan.h"
 
 namespace coppice::testing {
 namespace {
@@ -146,6 +147,16 @@ TEST(DenseAttentionInputs, MistakesAreNamed) {
             std::string::npos);
   EXPECT_NE(message([](In in) { in.keys.tokens = in.values.tokens = 0; }).find("positive"),
             std::string::npos);
+}
+
+// 512 tokens fill one tile of 341 and a half: two of 341 and 171 would leave one of two threads waiting.
+TEST(DensePlan, TilesAreOfOneSize) {
+  KernelTable kernels = *FindKernels("generic");
+  kernels.tile_rows = 1024;
+  Layer layer(DType::kF16, 512, 600, 9, 3, 64, 64);
+  const AttentionPlan plan = MakePlan(layer.Inputs(), Dense(), kernels, nullptr);
+  EXPECT_EQ(plan.token_tiles, 2);
+  EXPECT_EQ(plan.tile_tokens, 256);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, DenseAttention, ::testing::ValuesIn(AvailableIsas()),

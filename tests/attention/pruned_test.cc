@@ -97,6 +97,9 @@ TEST_P(PrunedAttention, ReadsWhatSelectSelects) {
     Layer layer(DType::kF16, 268, 700, 6, 2, 64, 64);
     LayerRun run(settings, GetParam());
     run(layer.Inputs());
+    const BlockMask& mask = run.attention.mask();
+    const int blocks = mask.heads * mask.query_blocks;
+    EXPECT_EQ(run.attention.items() < blocks, GetParam() != "generic") << "not together";
     ThreadPool pool(1);
     const Result<BlockMask> selected =
         Select(layer.queries.view(), layer.keys.view(), settings, pool, GetParam());

@@ -6,8 +6,9 @@
 //
 // Cost for a key of 128 dims and 16 rows in each of four groups (Xeon, one thread, keys of f16 in the
 // second level, one part): 26 ns, of which 12 are the products, 9 packing and 6 raising scores. With one group
-// packing is as much as all else. Tried and slower: packing or raising between later products (31 to 39 ns:
-// stores wait in order for those of the tiles), tiles of 64 or 96 keys, sides by turns as in stream-inl.h (30).
+// packing is 11 of 17. Tried and slower: packing the next keys between products (33 to 39 ns), raising one
+// panel's scores after the next one's products (31; presumably its stores wait behind those of tiles), sides
+// by turns as in stream-inl.h (27, and 30 with 64 or 96 keys at a time).
 
 template <typename Products>
 struct AmxScores {

@@ -71,7 +71,7 @@ __attribute__((noinline)) void ScoreTurn(const AmxScratch& tile, const TileStrea
   WeightConstants<Weights::kParts> constants;
   Weights weights = earlier;
   // Pairs of keys at a product, so that none are left for when the products are done (dim 64: 14.1 ms with
-  // one, 12.3 with two).
+  // one, 12.5 with two).
   const int products = NR * keys.steps;
   const int pairs = (kTileRows / 2 + products - 1) / products;
   AddTurn<Scores, NR, kSide>(
