@@ -84,6 +84,7 @@ inline float WidenBf16(std::uint16_t bits) {
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(bits) << 16)));
 }
 
+constexpr int kFetchStreams = 1;
 constexpr int kPanelVectors = 2;
 // Rows for each number of lane vectors: with 16 registers, 12 accumulators, 2 lane vectors and a
 // broadcast.

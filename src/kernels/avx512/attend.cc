@@ -9,6 +9,7 @@ namespace coppice {
 namespace {
 
 #include "kernels/simd/avx512_vec-inl.h"
+constexpr int kFetchStreams = 4;
 #include "kernels/simd/kernels-inl.h"
 
 const Solver& Choose(const AttendShape& shape) {

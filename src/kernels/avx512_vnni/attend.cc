@@ -12,6 +12,7 @@ namespace {
 // Each needs the one before.
 // clang-format off
 #include "kernels/simd/avx512_vec-inl.h"
+constexpr int kFetchStreams = 4;
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
 #include "kernels/simd/int8_rows-inl.h"

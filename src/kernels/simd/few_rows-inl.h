@@ -43,8 +43,20 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
   few.total = cutter.Take<float>(kMaxFewRows * Vec::kLanes);
 }
 
-// Rows of all problems that will be needed soon, fetched into the second-level cache a few at a time
-// under the arithmetic, in the order in which they lie in a cache.
+// Rows of all problems that will be needed soon, fetched into the second-level cache a few lines at a
+// time under the arithmetic.
+//
+//   rows     |  run 0   |  run 1   |  ..       kFetchStreams runs of rows, side by side: a part of the
+//   turns     0  4  8 .. 1  5  9 ..  ..        first row of each, in turn, then the next part of them
+//
+// Streams: a processor's own prefetching goes ahead in each of them, and leaves fewer fetches of ours to
+// wait for memory, of which a core has few at a time (Xeon, f16, 64 Ki keys, 32/8 heads x 128: 22.0 ms
+// with one stream, 18.5 with two, 17.5 with four or eight; parts of 256 bytes were as fast, of 1,024 2 to
+// 6 % slower). One stream, where that was not measured, asks for each line twice, the second time 16
+// steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them
+// at four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys: bf16
+// 20.9 to 24.9 GB/s). With four streams that is slower (Xeon: 18.9 ms).
+//
 // Not into the first level: the rows of one head lie a power of two apart there, and push each other
 // out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).
 // Hot loops work on a copy, whose cursor can stay in registers.
@@ -53,43 +65,50 @@ class RowsAhead {
   RowsAhead() = default;  // nothing to fetch
   RowsAhead(const AttendArgs* args, RowsView AttendArgs::*view, int problems,
             const std::int32_t* rows, int count)
-      : args_(args), view_(view), problems_(problems), next_(rows), end_(rows + count) {
-    bytes_ = RowBytes((args->*view).type, (args->*view).dim);
+      : args_(args),
+        view_(view),
+        problems_(problems),
+        rows_(rows),
+        count_(count),
+        run_((count + kFetchStreams - 1) / kFetchStreams),
+        bytes_(RowBytes((args->*view).type, (args->*view).dim)) {
     if (Touching()) {
       bytes_ *= problems_;
       problems_ = 1;
     }
-    BeginRow();
+    BeginPart();
   }
 
   // Two lines at a time keep up with the arithmetic; four were no faster (13.0 against 13.3 GB/s).
-  // A processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them at four
-  // times the speed of memory), and nothing slows down who asks too fast. Hence each line is asked for
-  // once more, a row later (Zen 4, 48 Ki keys, 32/8 heads x 128: bf16 20.9 to 24.9 GB/s).
   __attribute__((always_inline)) void Fetch() {
     if (line_ == nullptr) [[unlikely]]
       return;
-    for (const std::byte* line : {line_, line_ + again_}) {
-      __builtin_prefetch(line, 0, 2);
-      __builtin_prefetch(line + 64, 0, 2);
+    __builtin_prefetch(line_, 0, 2);
+    __builtin_prefetch(line_ + 64, 0, 2);
+    if constexpr (kFetchStreams == 1) {
+      __builtin_prefetch(line_ - kAgain, 0, 2);
+      __builtin_prefetch(line_ - kAgain + 64, 0, 2);
     }
     line_ += 128;
-    if (line_ >= row_end_) [[unlikely]]
-      NextRow();
+    if (line_ >= end_) [[unlikely]]
+      Turn();
   }
 
   // All of them, before there is arithmetic to hide under. In order and with nothing between, loads
   // set the processor's own prefetching going, which no other order of ours does (Zen 4, f16, 32/8
   // heads x 128: decoding 16 Ki keys at 18.9 GB/s against 17.1, 4 Ki out of memory 17.4 against 14.7).
   void Load() {
-    for (; line_ != nullptr; NextRow()) {
-      for (; line_ < row_end_; line_ += 64) {
+    for (; line_ != nullptr; Turn()) {
+      for (; line_ < end_; line_ += 64) {
         static_cast<void>(*reinterpret_cast<const volatile std::uint8_t*>(line_));
       }
     }
   }
 
  private:
+  static constexpr std::int64_t kPart = kFetchStreams == 1 ? 1 << 30 : 512;
+  static constexpr std::int64_t kAgain = 16 * 128;
+
   // The rows of a token follow one another, head after head: then they are fetched as one.
   bool Touching() const {
     for (int p = 1; p < problems_; ++p) {
@@ -98,35 +117,46 @@ class RowsAhead {
     return true;
   }
 
-  __attribute__((always_inline)) void NextRow() {
-    if (++problem_ == problems_) {
-      problem_ = 0;
-      ++next_;
+  // The same part of the next stream's row, or the next part of the rows.
+  __attribute__((always_inline)) void Turn() {
+    row_ += run_;
+    if (row_ >= count_) {
+      row_ = first_;
+      offset_ += kPart;
+      if (offset_ >= bytes_) {
+        offset_ = 0;
+        if (++problem_ == problems_) {
+          problem_ = 0;
+          row_ = ++first_;
+        }
+      }
     }
-    BeginRow();
+    BeginPart();
   }
 
-  __attribute__((always_inline)) void BeginRow() {
-    if (next_ == end_) {
+  __attribute__((always_inline)) void BeginPart() {
+    if (first_ == run_) {
       line_ = nullptr;
       return;
     }
     const RowsView& view = args_[problem_].*view_;
-    line_ = view.data + *next_ * view.stride;
-    again_ = row_end_ == nullptr ? 0 : row_end_ - bytes_ - line_;
-    row_end_ = line_ + bytes_;
+    line_ = view.data + rows_[row_] * view.stride + offset_;
+    end_ = line_ + (bytes_ - offset_ < kPart ? bytes_ - offset_ : kPart);
   }
 
   const AttendArgs* args_ = nullptr;
   RowsView AttendArgs::*view_ = nullptr;
   int problems_ = 0;
-  const std::int32_t* next_ = nullptr;
-  const std::int32_t* end_ = nullptr;
-  std::int64_t bytes_ = 0;
   int problem_ = 0;
+  const std::int32_t* rows_ = nullptr;
+  int count_ = 0;
+  int run_ = 0;    // rows of a stream
+  int first_ = 0;  // the row of the first stream
+  int row_ = 0;    // the row at hand
+  std::int64_t bytes_ = 0;
+  std::int64_t offset_ = 0;  // in the row
   const std::byte* line_ = nullptr;
-  const std::byte* row_end_ = nullptr;
-  std::ptrdiff_t again_ = 0;  // from a line to that of the row before
+  const std::byte* end_ = nullptr;
 };
 
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
