@@ -18,12 +18,17 @@
 //
 //      o_i = sum over chunks  u sum_j w_j v_ji,   w_j = p_j d_j[b] / u,   u = m_p m_d / 32767
 //
-//   with m_p the largest p of the row in the chunk and m_d the largest scale. Queries are rounded to
-//   int8 as in int8-inl.h, which is the larger error by far.
+//   with m_p the largest p of the row in the chunk and m_d the largest scale of its values in four
+//   blocks. Queries are rounded to int8 as in int8-inl.h, which is the larger error by far.
 //
 // Cost of a key for 4 rows of dim 128, counted in the source: 8 + 16 dot-product instructions, where
 // f32 takes 64 multiply-adds, beside 8 + 8 shuffles and conversions. Zen 4, 64 Ki keys: 14.2 GB/s
-// against the 8.0 of widened numbers.
+// against the 8.0 of widened numbers. What is no product weighs as much: gathering scales in one store
+// for four blocks, and weights packed 32 at a time, took the same on a Xeon from 13.8 to 11.6 ms.
+//
+// The int8 products of AMX were no faster: keys as left operand as they lie in the cache, scales and all,
+// and values interleaved by fours, take 3 + 2 cycles a key, but the sums wait in and out of memory (64 Ki
+// keys: 16 ms).
 
 struct Int8Rows {
   static constexpr int kBlock = static_cast<int>(kQ8BlockSize);
@@ -34,17 +39,13 @@ struct Int8Rows {
     std::uint32_t* queries;  // [kMaxFewRows][dim_k / 4], four signed bytes in an element
     float* query_scales;     // [kMaxFewRows][dim_k / 32]
     std::int32_t* starts;    // [kMaxFewRows][dim_k / 32], -128 times the sum of a block
-    std::uint16_t* scales;   // [max(dim_k, dim_v) / 32][kChunkKeys], f16, of keys or of values
-    std::int16_t* weights;   // [dim_v / 32][kMaxFewRows][kChunkKeys]
   };
 
-  static void LayOut(Cutter& cutter, int dim_k, int dim_v, Operands& to) {
+  static void LayOut(Cutter& cutter, int dim_k, int /*dim_v*/, Operands& to) {
     const std::int64_t blocks = dim_k / kBlock;
     to.queries = cutter.Take<std::uint32_t>(kMaxFewRows * blocks * kWords);
     to.query_scales = cutter.Take<float>(kMaxFewRows * blocks);
     to.starts = cutter.Take<std::int32_t>(kMaxFewRows * blocks);
-    to.scales = cutter.Take<std::uint16_t>(Max(dim_k, dim_v) / kBlock * kChunkKeys);
-    to.weights = cutter.Take<std::int16_t>(dim_v / kBlock * kMaxFewRows * kChunkKeys);
   }
 
   static void TakeQueries(const AttendArgs& args, const Operands& to) {
@@ -65,67 +66,110 @@ struct Int8Rows {
   static void Score(const Operands& from, const AttendArgs& args, const std::int32_t* keys,
                     int count, RowsAhead& ahead, float* scores) {
     const std::byte* rows[kChunkKeys];
+    TakeRows(args.keys, keys, count, rows);
     const int blocks = args.keys.dim / kBlock;
-    const int padded = TakeRows(args.keys, keys, count, rows, from.scales);
-    for (int first = 0; first < padded; first += kLanes) {
+    for (int block = 0; block < blocks; block += kQuad) {
+      const int some = Min(kQuad, blocks - block);
+      alignas(64) float scales[kQuad * kChunkKeys];
+      TakeScales(rows, block, some, count, scales);
       for (int row = 0; row < args.rows; row += 4) {
-        kScoreKeys[Min(4, args.rows - row)](from, row, blocks, rows, first, ahead,
-                                            scores + row * kChunkKeys + first);
+        kScoreKeys[Min(4, args.rows - row)](from, row, block, some, blocks, rows, scales, count,
+                                            ahead, scores + row * kChunkKeys);
       }
     }
   }
 
-  static void Add(const Operands& from, const AttendArgs& args, const FewSums& few,
+  static void Add(const Operands& /*from*/, const AttendArgs& args, const FewSums& few,
                   const std::int32_t* keys, int count, RowsAhead& ahead) {
     const std::byte* rows[kChunkKeys];
+    TakeRows(args.values, keys, count, rows);
     const int blocks = args.values.dim / kBlock;
-    const int padded = TakeRows(args.values, keys, count, rows, from.scales);
-    const float step = LargestScale(from.scales, blocks, padded) / 32767;
-    float units[kMaxFewRows];
-    for (int row = 0; row < args.rows; ++row) {
-      units[row] = step * Highest(few.scores + row * kChunkKeys, padded);
-    }
-    Weigh(from, few.scores, args.rows, blocks, padded, units);
-    for (int block = 0; block < blocks; ++block) {
+    for (int first = 0; first < blocks; first += kQuad) {
+      const int some = Min(kQuad, blocks - first);
+      alignas(64) float scales[kQuad * kChunkKeys];
+      const float step = TakeScales(rows, first, some, count, scales) / 32767;
       for (int row = 0; row < args.rows; row += 4) {
-        kAddBlock[Min(4, args.rows - row)](from, few, row, units + row, rows, block, blocks,
-                                           (count + 1) / 2, ahead);
+        const int four = Min(4, args.rows - row);
+        const float* const probabilities = few.scores + row * kChunkKeys;
+        float units[4];
+        for (int r = 0; r < four; ++r) {
+          units[r] = step * Highest(probabilities + r * kChunkKeys, count);
+        }
+        for (int block = 0; block < some; ++block) {
+          kAddBlock[four](few, probabilities, units, scales + block * kChunkKeys, row, rows,
+                          first + block, blocks, count, ahead);
+        }
       }
     }
   }
 
  private:
-  // Finds the rows of a chunk, padded with the last one to whole lane vectors, and gathers their
-  // scales, padded with zeros. Returns how many rows that makes.
-  static int TakeRows(const RowsView& view, const std::int32_t* keys, int count,
-                      const std::byte** rows, std::uint16_t* scales) {
-    const int padded = (count + kLanes - 1) / kLanes * kLanes;
-    const int blocks = view.dim / kBlock;
-    const auto take = blocks == 2 ? TakeScales<2> : blocks == 4 ? TakeScales<4> : TakeScales<0>;
-    take(view, keys, count, rows, scales);
-    for (int j = count; j < padded; ++j) {
-      rows[j] = rows[count - 1];
-      for (int block = 0; block < blocks; ++block) scales[block * kChunkKeys + j] = 0;
-    }
-    return padded;
-  }
+  static constexpr int kQuad = 4;             // blocks whose scales are gathered together
+  static constexpr int kPacked = 2 * kLanes;  // keys in a vector of weights
 
-  // kBlocks: of a row, or 0 for any number.
-  template <int kBlocks>
-  static void TakeScales(const RowsView& view, const std::int32_t* keys, int count,
-                         const std::byte** rows, std::uint16_t* scales) {
-    const int blocks = kBlocks == 0 ? view.dim / kBlock : kBlocks;
+  // Padded with the last one.
+  static void TakeRows(const RowsView& view, const std::int32_t* keys, int count,
+                       const std::byte** rows) {
     const std::byte* const data = view.data;
     const std::int64_t stride = view.stride;
     for (int j = 0; j < count; ++j) {
       const std::byte* row = data + keys[j] * stride;
       asm("" : "+r"(row));  // vector arithmetic would wait behind that of the chunk before
       rows[j] = row;
+    }
+    for (int j = count; j < kChunkKeys; ++j) rows[j] = rows[count - 1];
+  }
+
+  // scales[b][key] of up to four blocks, zero where there is no block or key. Returns the largest, NaN
+  // when any of them is no number. The four of a key leave in one store: a processor writes one line of
+  // its cache at a time.
+  static float TakeScales(const std::byte* const* rows, int block, int blocks, int count,
+                          float* scales) {
+    alignas(64) std::uint64_t packed[kChunkKeys];
+    const auto take = blocks == 4   ? PackScales<4>
+                      : blocks == 3 ? PackScales<3>
+                      : blocks == 2 ? PackScales<2>
+                                    : PackScales<1>;
+    take(rows, block * kQ8BlockBytes, count, packed);
+    for (int j = count; j < kChunkKeys; ++j) packed[j] = 0;
+    Vec most = Vec::Set(0.0f);
+    Vec poison = Vec::Set(0.0f);
+    for (int j = 0; j < kChunkKeys; j += kLanes) {
+      const __m512i low = _mm512_load_si512(packed + j);
+      const __m512i high = _mm512_load_si512(packed + j + kLanes / 2);
 #pragma GCC unroll 4
-      for (int block = 0; block < blocks; ++block) {
-        __builtin_memcpy(scales + block * kChunkKeys + j, row + block * kQ8BlockBytes,
-                         sizeof(*scales));
+      for (int b = 0; b < kQuad; ++b) {
+        const __m512i at =
+            _mm512_add_epi16(EveryFourth(), _mm512_set1_epi16(static_cast<short>(b)));
+        const Vec scale = {
+            _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(low, at, high)))};
+        scale.Store(scales + b * kChunkKeys + j);
+        most = MaxOrSecond(Vec{_mm512_abs_ps(scale.v)}, most);
+        poison = MulAdd(scale, Vec::Set(0.0f), poison);
       }
+    }
+    return AnyDifferent(poison, Vec::Set(0.0f)) ? __builtin_nanf("") : MaxLanes(most);
+  }
+
+  // The words 0, 4, .. 60 of two vectors.
+  static __m512i EveryFourth() {
+    return _mm512_castsi256_si512(
+        _mm256_set_epi16(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0));
+  }
+
+  template <int kBlocks>
+  static void PackScales(const std::byte* const* rows, std::int64_t offset, int count,
+                         std::uint64_t* packed) {
+    for (int j = 0; j < count; ++j) {
+      const std::byte* const row = rows[j] + offset;
+      std::uint64_t four = 0;
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        std::uint16_t scale;
+        __builtin_memcpy(&scale, row + b * kQ8BlockBytes, sizeof(scale));
+        four |= static_cast<std::uint64_t>(scale) << (16 * b);
+      }
+      packed[j] = four;
     }
   }
 
@@ -166,111 +210,115 @@ struct Int8Rows {
     }
   }
 
-  // scores[r][j] of R rows and 16 keys.
+  // scores[r][key] of R rows: the sums over some blocks, added to those of the blocks before.
   template <int R>
-  static void ScoreKeys(const Operands& from, int row, int blocks, const std::byte* const* rows,
-                        int first, RowsAhead& ahead, float* scores) {
-    Vec sum[R];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) sum[r] = Vec::Set(0.0f);
-    for (int block = 0; block < blocks; ++block) {
-      __m512i words[kWords];
-      TurnKeys(rows + first, block, words);
-      const Vec key_scale = Vec::LoadF16(from.scales + block * kChunkKeys + first);
-      const std::uint32_t* query[R];
-      __m512i dots[R];
+  static void ScoreKeys(const Operands& from, int row, int first, int some, int blocks,
+                        const std::byte* const* rows, const float* scales, int count,
+                        RowsAhead& ahead, float* scores) {
+    RowsAhead fetch = ahead;
+    for (int j = 0; j < count; j += kLanes) {
+      Vec sum[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const int at = (row + r) * blocks + block;
-        query[r] = from.queries + at * kWords;
-        dots[r] = _mm512_set1_epi32(from.starts[at]);
+        sum[r] = first == 0 ? Vec::Set(0.0f) : Vec::Load(scores + r * kChunkKeys + j);
       }
-      ahead.Fetch();
-#pragma GCC unroll 8
-      for (int w = 0; w < kWords; ++w) {
-        if (w % 2 == 0) ahead.Fetch();
+      for (int block = 0; block < some; ++block) {
+        __m512i words[kWords];
+        TurnKeys(rows + j, first + block, words);
+        const Vec key_scale = Vec::Load(scales + block * kChunkKeys + j);
+        const std::uint32_t* query[R];
+        __m512i dots[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          const __m512i word = _mm512_set1_epi32(static_cast<int>(query[r][w]));
-          dots[r] = _mm512_dpbusd_epi32(dots[r], words[w], word);
+          const int at = (row + r) * blocks + first + block;
+          query[r] = from.queries + at * kWords;
+          dots[r] = _mm512_set1_epi32(from.starts[at]);
+        }
+        fetch.Fetch();
+#pragma GCC unroll 8
+        for (int w = 0; w < kWords; ++w) {
+          if (w % 2 == 0) fetch.Fetch();
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            const __m512i word = _mm512_set1_epi32(static_cast<int>(query[r][w]));
+            dots[r] = _mm512_dpbusd_epi32(dots[r], words[w], word);
+          }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const Vec dot = {_mm512_cvtepi32_ps(dots[r])};
+          const Vec scale = Vec::Set(from.query_scales[(row + r) * blocks + first + block]);
+          sum[r] = MulAdd(dot * scale, key_scale, sum[r]);
         }
       }
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const Vec dot = {_mm512_cvtepi32_ps(dots[r])};
-        const Vec scale = Vec::Set(from.query_scales[(row + r) * blocks + block]);
-        sum[r] = MulAdd(dot * scale, key_scale, sum[r]);
-      }
+      for (int r = 0; r < R; ++r) sum[r].Store(scores + r * kChunkKeys + j);
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) sum[r].Store(scores + r * kChunkKeys);
+    ahead = fetch;
   }
 
-  // NaN when any of them is no number.
-  static float LargestScale(const std::uint16_t* scales, int blocks, int padded) {
-    Vec most = Vec::Set(0.0f);
-    Vec poison = Vec::Set(0.0f);
-    for (int block = 0; block < blocks; ++block) {
-      for (int j = 0; j < padded; j += kLanes) {
-        const Vec scale = Vec::LoadF16(scales + block * kChunkKeys + j);
-        most = MaxOrSecond(Vec{_mm512_abs_ps(scale.v)}, most);
-        poison = MulAdd(scale, Vec::Set(0.0f), poison);
-      }
-    }
-    return AnyDifferent(poison, Vec::Set(0.0f)) ? __builtin_nanf("") : MaxLanes(most);
-  }
-
-  static float Highest(const float* probabilities, int padded) {
+  // The largest probability of a row, padded with zeros to whole vectors.
+  static float Highest(const float* probabilities, int count) {
     Vec most = Vec::Load(probabilities);
-    for (int j = kLanes; j < padded; j += kLanes) {
+    for (int j = kLanes; j < count; j += kLanes) {
       most = MaxOrSecond(most, Vec::Load(probabilities + j));
     }
     return MaxLanes(most);
   }
 
-  // The weights of all rows, in units of each.
-  static void Weigh(const Operands& from, const float* probabilities, int rows, int blocks,
-                    int padded, const float* units) {
-    float inverses[kMaxFewRows];
-    for (int row = 0; row < rows; ++row) inverses[row] = units[row] > 0 ? 1 / units[row] : 0.0f;
-    for (int block = 0; block < blocks; ++block) {
-      for (int j = 0; j < padded; j += kLanes) {
-        const Vec scale = Vec::LoadF16(from.scales + block * kChunkKeys + j);
-        for (int row = 0; row < rows; ++row) {
-          const Vec share =
-              Vec::Load(probabilities + row * kChunkKeys + j) * Vec::Set(inverses[row]);
-          const Vec weight = share * scale;
-          std::int16_t* to = from.weights + (block * kMaxFewRows + row) * kChunkKeys + j;
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                              _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(weight.v)));
+  // weights[r][key] of R rows, in units of each, 32 keys to a vector, in the order in which packing leaves
+  // them: four of the first 16, four of the second, ..
+  template <int R>
+  static void Weigh(const float* probabilities, const float* units, const float* scales, int count,
+                    std::int16_t* weights) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec inverse = Vec::Set(units[r] > 0 ? 1 / units[r] : 0.0f);
+      for (int j = 0; j < count; j += kPacked) {
+        __m512i halves[2];
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const int at = j + half * kLanes;  // behind the last key lies anything
+          const Vec share = at < count ? Vec::Load(probabilities + r * kChunkKeys + at) * inverse
+                                       : Vec::Set(0.0f);
+          halves[half] = _mm512_cvtps_epi32((share * Vec::Load(scales + at)).v);
         }
+        _mm512_store_si512(weights + r * kChunkKeys + j, _mm512_packs_epi32(halves[0], halves[1]));
       }
     }
   }
 
   // outputs[r][block] of R rows, shrunk, plus all keys of the chunk, in pairs.
   template <int R>
-  static void AddBlock(const Operands& from, const FewSums& few, int row, const float* units,
-                       const std::byte* const* rows, int block, int blocks, int pairs,
-                       RowsAhead& ahead) {
+  static void AddBlock(const FewSums& few, const float* probabilities, const float* units,
+                       const float* scales, int row, const std::byte* const* rows, int block,
+                       int blocks, int count, RowsAhead& ahead) {
+    alignas(64) std::int16_t weights[R * kChunkKeys];
+    Weigh<R>(probabilities, units, scales, count, weights);
     __m512i sum[R][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
-    const std::int16_t* weights = from.weights + (block * kMaxFewRows + row) * kChunkKeys;
     RowsAhead fetch = ahead;
-    for (int pair = 0; pair < pairs; ++pair) {
-      if (pair % 2 == 0) fetch.Fetch();  // the softmax fetched half
-      const __m256i a = LoadBytes(rows[2 * pair], block);
-      const __m256i b = LoadBytes(rows[2 * pair + 1], block);
-      const __m512i low = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b));
-      const __m512i high = _mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(a, b));
+    for (int j = 0; j < count; j += kPacked) {
+      for (int four = 0; four < kLanes; four += 4) {
+        const std::int16_t* const weight = weights + j + 2 * four;
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        std::int32_t both;
-        __builtin_memcpy(&both, weights + r * kChunkKeys + 2 * pair, sizeof(both));
-        const __m512i weight = _mm512_set1_epi32(both);
-        sum[r][0] = _mm512_dpwssd_epi32(sum[r][0], low, weight);
-        sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], high, weight);
+        for (int pair = 0; pair < 4; ++pair) {
+          const std::byte* const* const keys = rows + j + four + pair / 2 * kLanes + pair % 2 * 2;
+          if (pair % 2 == 0) fetch.Fetch();  // the softmax fetched half
+          const __m256i a = LoadBytes(keys[0], block);
+          const __m256i b = LoadBytes(keys[1], block);
+          const __m512i low = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b));
+          const __m512i high = _mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(a, b));
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            std::int32_t both;
+            __builtin_memcpy(&both, weight + r * kChunkKeys + 2 * pair, sizeof(both));
+            const __m512i each = _mm512_set1_epi32(both);
+            sum[r][0] = _mm512_dpwssd_epi32(sum[r][0], low, each);
+            sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], high, each);
+          }
+        }
       }
     }
     ahead = fetch;
@@ -292,9 +340,9 @@ struct Int8Rows {
     }
   }
 
-  using ScoreKeysFn = void (*)(const Operands&, int, int, const std::byte* const*, int, RowsAhead&,
-                               float*);
-  using AddBlockFn = void (*)(const Operands&, const FewSums&, int, const float*,
+  using ScoreKeysFn = void (*)(const Operands&, int, int, int, int, const std::byte* const*,
+                               const float*, int, RowsAhead&, float*);
+  using AddBlockFn = void (*)(const FewSums&, const float*, const float*, const float*, int,
                               const std::byte* const*, int, int, int, RowsAhead&);
   static constexpr ScoreKeysFn kScoreKeys[5] = {nullptr, ScoreKeys<1>, ScoreKeys<2>, ScoreKeys<3>,
                                                 ScoreKeys<4>};
