@@ -17,7 +17,8 @@ namespace coppice::bench {
 // such instruction.
 double PeakGflops(std::string_view type, std::string_view isa, ThreadPool& pool);
 
-// GB/s of reading 512 MiB from front to back on all threads, the best of a few; 0 without memory.
+// GB/s of reading 512 MiB on all threads, from front to back or quarters of 4 MiB side by side, the best of a
+// few; 0 without memory.
 double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool);
 
 }  // namespace coppice::bench
