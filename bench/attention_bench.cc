@@ -27,6 +27,8 @@ constexpr double kMostSecondsOfAll = 20;
 constexpr int kDenseTokens = 32;
 constexpr std::int64_t kFloat64Products = std::int64_t{1} << 30;
 constexpr double kGiB = 1 << 30;
+constexpr double kSecondsBetweenProbes = 0.5;
+constexpr int kLastProbes = 5;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -144,10 +146,12 @@ double RunPeers(std::vector<LivePeer>& peers, bool warm_up) {
   return total;
 }
 
-// Alternating rounds, ours first. Returns the seconds of ours, one entry for each round.
+// Alternating rounds, ours first, and meanwhile the stream. Returns the seconds of ours, one entry for each
+// round.
 Result<std::vector<double>> Measure(const AttentionBenchOptions& options, Ours& ours,
-                                    std::vector<LivePeer>& peers) {
+                                    std::vector<LivePeer>& peers, StreamProbe& stream) {
   std::vector<double> seconds;
+  double next_probe = kSecondsBetweenProbes;
   double total = 0;
   double total_of_all = 0;
   for (int round = 0; round < kMostRounds; ++round) {
@@ -164,6 +168,10 @@ Result<std::vector<double>> Measure(const AttentionBenchOptions& options, Ours& 
     if (warm_up) continue;
     total += own;
     total_of_all += own + of_peers;
+    if (total >= next_probe) {
+      stream.Run();
+      next_probe = total + kSecondsBetweenProbes;
+    }
     const bool long_enough =
         total >= options.seconds || total_of_all >= kMostSecondsOfAll * options.seconds;
     if (static_cast<int>(seconds.size()) >= options.rounds && long_enough) break;
@@ -220,7 +228,8 @@ Result<AttentionBenchResult> RunAttentionBench(const AttentionBenchOptions& opti
   if (!ours.ok()) return ours.status();
   std::vector<LivePeer> peers;
   if (options.peers) peers = PreparePeers(options, inputs, pool.threads());
-  const Result<std::vector<double>> seconds = Measure(options, *ours, peers);
+  StreamProbe stream(ours->attention().isa(), pool);
+  const Result<std::vector<double>> seconds = Measure(options, *ours, peers, stream);
   if (!seconds.ok()) return seconds.status();
 
   AttentionBenchResult result;
@@ -239,7 +248,8 @@ Result<AttentionBenchResult> RunAttentionBench(const AttentionBenchOptions& opti
   if (!status.ok()) return status;
   result.peak_gflops = 2 / (1 / PeakGflops(result.score_type, result.isa, pool) +
                             1 / PeakGflops(result.value_type, result.isa, pool));
-  result.stream_gbytes_per_s = StreamGbytesPerSecond(result.isa, pool);
+  for (int i = 0; i < kLastProbes; ++i) stream.Run();
+  result.stream_gbytes_per_s = stream.best();
   return result;
 }
 

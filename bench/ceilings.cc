@@ -31,7 +31,8 @@ constexpr int kSteps = 50000;  // of an item: about a millisecond
 constexpr int kItemsPerThread = 16;
 constexpr int kRounds = 5;
 constexpr std::size_t kStreamBytes = std::size_t{512} << 20;
-constexpr std::size_t kChunkBytes = std::size_t{4} << 20;
+constexpr std::size_t kChunkCount = (std::size_t{4} << 20) / sizeof(float);
+constexpr int kChunks = static_cast<int>(kStreamBytes / sizeof(float) / kChunkCount);
 
 // A probe does its work and returns how many floating-point operations it did.
 using FmaProbe = double (*)(float seed, float* sink);
@@ -245,30 +246,30 @@ double PeakGflops(std::string_view type, std::string_view isa, ThreadPool& pool)
   return best;
 }
 
-double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool) {
-  struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-  };
-  const std::unique_ptr<float, Free> data(
-      static_cast<float*>(std::aligned_alloc(4096, kStreamBytes)));
-  if (data == nullptr) return 0;
-  PreferHugePages(data.get(), kStreamBytes);
-  constexpr std::size_t kCount = kChunkBytes / sizeof(float);
-  const auto chunks = static_cast<int>(kStreamBytes / kChunkBytes);
-  const auto chunk = [&](int item) { return data.get() + static_cast<std::size_t>(item) * kCount; };
-  pool.Run(chunks, [&](int item, int) { std::fill_n(chunk(item), kCount, 1.0f); });
-  const ReadProbe probe = ProbesOf(isa).read;
-  std::vector<float> sinks(static_cast<std::size_t>(chunks));
-  double best = 0;
-  for (int round = 0; round < 2 * kRounds; ++round) {
+StreamProbe::StreamProbe(std::string_view isa, ThreadPool& pool)
+    : isa_(isa), pool_(pool), data_(static_cast<float*>(std::aligned_alloc(4096, kStreamBytes))) {
+  if (data_ == nullptr) return;
+  PreferHugePages(data_.get(), kStreamBytes);
+  pool_.Run(kChunks, [&](int item, int) {
+    std::fill_n(data_.get() + static_cast<std::size_t>(item) * kChunkCount, kChunkCount, 1.0f);
+  });
+}
+
+void StreamProbe::Run() {
+  if (data_ == nullptr) return;
+  const ReadProbe probe = ProbesOf(isa_).read;
+  for (const bool quarters : {false, true}) {
+    std::atomic<bool> read = true;
     const auto start = Clock::now();
-    pool.Run(chunks, [&](int item, int) {
-      sinks[static_cast<std::size_t>(item)] = probe(chunk(item), kCount, round % 2 == 1);
+    pool_.Run(kChunks, [&](int item, int) {
+      // Using the sums keeps the compiler from leaving the reads out.
+      if (probe(data_.get() + static_cast<std::size_t>(item) * kChunkCount, kChunkCount,
+                quarters) == 0.0f)
+        read = false;
     });
-    best = std::max(best, static_cast<double>(kStreamBytes) / SecondsSince(start) * 1e-9);
+    const double seconds = SecondsSince(start);
+    if (read) best_ = std::max(best_, static_cast<double>(kStreamBytes) / seconds * 1e-9);
   }
-  // Using the sums keeps the compiler from leaving the reads out.
-  return sinks[0] == 0.0f ? 0 : best;
 }
 
 }  // namespace coppice::bench

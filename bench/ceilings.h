@@ -4,6 +4,8 @@
 // and the bandwidth of streaming reads.
 #pragma once
 
+#include <cstdlib>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -17,8 +19,23 @@ namespace coppice::bench {
 // such instruction.
 double PeakGflops(std::string_view type, std::string_view isa, ThreadPool& pool);
 
-// GB/s of reading 512 MiB on all threads, from front to back or quarters of 4 MiB side by side, the best of a
-// few; 0 without memory.
-double StreamGbytesPerSecond(std::string_view isa, ThreadPool& pool);
+// Bandwidth of reading 512 MiB on all threads, from front to back or quarters of 4 MiB side by side. What a
+// shared machine gives changes within seconds, so that this is measured in turn with what is held against it.
+class StreamProbe {
+ public:
+  StreamProbe(std::string_view isa, ThreadPool& pool);
+  void Run();
+  // GB/s of the best run; 0 without one, or without memory.
+  double best() const { return best_; }
+
+ private:
+  struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+  };
+  std::string isa_;
+  ThreadPool& pool_;
+  std::unique_ptr<float, Free> data_;
+  double best_ = 0;
+};
 
 }  // namespace coppice::bench
