@@ -49,8 +49,8 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
 //   rows     |  run 0   |  run 1   |  ..       kFetchStreams runs of rows, side by side: a part of the
 //   turns     0  4  8 .. 1  5  9 ..  ..        first row of each, in turn, then the next part of them
 //
-// Streams: a processor's own prefetching goes ahead in each of them, and leaves fewer fetches of ours to
-// wait for memory, of which a core has few at a time (Xeon, f16, 64 Ki keys, 32/8 heads x 128: 22.0 ms
+// Streams: presumably a processor's own prefetching goes ahead in each of them, and leaves fewer fetches of
+// ours to wait for memory, of which a core has few at a time (Xeon, f16, 64 Ki keys, 32/8 heads x 128: 22.0 ms
 // with one stream, 18.5 with two, 17.5 with four or eight; parts of 256 bytes were as fast, of 1,024 2 to
 // 6 % slower). One stream, where that was not measured, asks for each line twice, the second time 16
 // steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them
