@@ -19,6 +19,7 @@ struct CandidateKeys {
 };
 
 inline void LayOutKeys(Cutter& cutter, CandidateKeys& some) {
+  static_assert(kChunkKeys <= kTileKeys);
   some.keys = cutter.Take<std::int32_t>(kTileKeys);
   some.begin = cutter.Take<std::int32_t>(kTileKeys + 1);
 }
