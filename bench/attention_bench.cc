@@ -27,8 +27,8 @@ constexpr double kMostSecondsOfAll = 20;
 constexpr int kDenseTokens = 32;
 constexpr std::int64_t kFloat64Products = std::int64_t{1} << 30;
 constexpr double kGiB = 1 << 30;
-constexpr double kSecondsBetweenProbes = 0.5;
-constexpr int kLastProbes = 5;
+constexpr double kSecondsBetweenProbes = 0.5;  // of ours
+constexpr int kLastProbes = 5;                 // short measurements have no others
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -226,9 +226,9 @@ Result<AttentionBenchResult> RunAttentionBench(const AttentionBenchOptions& opti
                                                const Inputs& inputs, ThreadPool& pool) {
   Result<Ours> ours = MakeOurs(options, inputs, pool);
   if (!ours.ok()) return ours.status();
+  StreamProbe stream(ours->attention().isa(), pool);  // before peers ask what memory is free
   std::vector<LivePeer> peers;
   if (options.peers) peers = PreparePeers(options, inputs, pool.threads());
-  StreamProbe stream(ours->attention().isa(), pool);
   const Result<std::vector<double>> seconds = Measure(options, *ours, peers, stream);
   if (!seconds.ok()) return seconds.status();
 

@@ -72,8 +72,8 @@ inline float WidenBf16(std::uint16_t bits) {
   return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(std::uint32_t{bits} << 16)), 0);
 }
 
-// A panel of 4 vectors, 16 rows, takes 10 loads for 24 multiply-adds; one of 2 would take 14.
 constexpr int kFetchStreams = 1;
+// A panel of 4 vectors, 16 rows, takes 10 loads for 24 multiply-adds; one of 2 would take 14.
 constexpr int kPanelVectors = 4;
 // Rows for each number of lane vectors: with 32 registers, 24 accumulators, 4 lane vectors and a
 // broadcast. A core with four pipes of latency 4 wants 16 accumulators, which only a last panel of

@@ -94,9 +94,9 @@ class RowsAhead {
       Turn();
   }
 
-  // All of them, before there is arithmetic to hide under. In order and with nothing between, loads
-  // set the processor's own prefetching going, which no other order of ours does (Zen 4, f16, 32/8
-  // heads x 128: decoding 16 Ki keys at 18.9 GB/s against 17.1, 4 Ki out of memory 17.4 against 14.7).
+  // All of them, before there is arithmetic to hide under. With nothing between, loads set the processor's
+  // own prefetching going (Zen 4, one stream, f16, 32/8 heads x 128: decoding 16 Ki keys at 18.9 GB/s
+  // against 17.1, 4 Ki out of memory 17.4 against 14.7).
   void Load() {
     for (; line_ != nullptr; Turn()) {
       for (; line_ < end_; line_ += 64) {
