@@ -93,7 +93,7 @@ struct KernelTable {
   int dim_multiple;
   // Up to so many rows it pays to hand over the KV heads of a cache in one call.
   int few_rows;
-  // Solves problems that agree in rows, dims, scale and segments: one for each KV head.
+  // Solves problems that agree in rows, dims, strides, scale and segments: one for each KV head.
   void (*attend)(const AttendArgs* problems, int count);
   std::size_t (*attend_scratch)(const AttendShape&);
   // The kernel that such a call gets: "tile" or "rows", then the arithmetic of K.Q^T and of P.V,

@@ -44,13 +44,12 @@ struct Bf16Rows {
     for (int i = 0; i < args.values.dim; ++i) to.nothing[i] = 0;
   }
 
-  static void Score(const Operands& from, const AttendArgs& args, const std::int32_t* keys,
-                    int count, RowsAhead& ahead, float* scores) {
-    const int last = count - 1;  // ragged: the last one again
-    const auto key = [&](int j) { return args.keys.data + keys[Min(j, last)] * args.keys.stride; };
+  static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
+                    RowsAhead& ahead, float* scores) {
+    const auto key = [&](int j) { return args.keys.data + chunk.key_offsets[j]; };
     for (int row = 0; row < args.rows; row += 4) {
       const std::uint16_t* queries = from.queries + row * args.keys.dim;
-      for (int j = 0; j < count; j += kKeys) {
+      for (int j = 0; j < chunk.count; j += kKeys) {
         ScoreFourRows(queries, args.keys.dim, key(j), key(j + 1), key(j + 2), key(j + 3), ahead,
                       scores + row * kChunkKeys + j);
       }
@@ -58,10 +57,11 @@ struct Bf16Rows {
   }
 
   static void Add(const Operands& from, const AttendArgs& args, const FewSums& few,
-                  const std::int32_t* keys, int count, RowsAhead& ahead) {
+                  const KeyChunk& chunk, RowsAhead& ahead) {
     const int dim = args.values.dim;
+    const int count = chunk.count;
     const std::byte* rows[kChunkKeys];
-    for (int j = 0; j < count; ++j) rows[j] = args.values.data + keys[j] * args.values.stride;
+    for (int j = 0; j < count; ++j) rows[j] = args.values.data + chunk.value_offsets[j];
     const int pairs = (count + 1) / 2;
     rows[2 * pairs - 1] =
         count % 2 == 0 ? rows[count - 1] : reinterpret_cast<std::byte*>(from.nothing);

@@ -10,9 +10,6 @@
 //   takes head after head, but what it finds in the cache was fetched token after token, of every
 //   stream of RowsAhead: memory is read from front to back.
 
-// Keys in a chunk, whose values are read once all their scores are known. Zen 4, f16, 32/8 heads x
-// 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
-constexpr int kChunkKeys = 64;
 // Above this the tile kernel is faster even with most lanes empty (estimated from its cost: 2
 // products of 16 lanes against a dot product and a reduction for each row).
 constexpr int kMaxFewRows = 8;
@@ -42,122 +39,6 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
   few.bias = cutter.Take<float>(kChunkKeys);
   few.total = cutter.Take<float>(kMaxFewRows * Vec::kLanes);
 }
-
-// Rows of all problems that will be needed soon, fetched into the second-level cache a few lines at a
-// time under the arithmetic.
-//
-//   rows     |  run 0   |  run 1   |  ..       kFetchStreams runs of rows, side by side: a part of the
-//   turns     0  4  8 .. 1  5  9 ..  ..        first row of each, in turn, then the next part of them
-//
-// Streams: presumably a processor's own prefetching goes ahead in each of them, and leaves fewer fetches of
-// ours to wait for memory, of which a core has few at a time (Xeon, f16, 64 Ki keys, 32/8 heads x 128: 22.0 ms
-// with one stream, 18.5 with two, 17.5 with four or eight; parts of 256 bytes were as fast, of 1,024 2 to
-// 6 % slower). One stream, where that was not measured, asks for each line twice, the second time 16
-// steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them
-// at four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys: bf16
-// 20.9 to 24.9 GB/s). With four streams that is slower (Xeon: 18.9 ms).
-//
-// Not into the first level: the rows of one head lie a power of two apart there, and push each other
-// out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).
-// Hot loops work on a copy, whose cursor can stay in registers.
-class RowsAhead {
- public:
-  RowsAhead() = default;  // nothing to fetch
-  RowsAhead(const AttendArgs* args, RowsView AttendArgs::*view, int problems,
-            const std::int32_t* rows, int count)
-      : args_(args),
-        view_(view),
-        problems_(problems),
-        rows_(rows),
-        count_(count),
-        run_((count + kFetchStreams - 1) / kFetchStreams),
-        bytes_(RowBytes((args->*view).type, (args->*view).dim)) {
-    if (Touching()) {
-      bytes_ *= problems_;
-      problems_ = 1;
-    }
-    BeginPart();
-  }
-
-  // Two lines at a time keep up with the arithmetic; four were no faster (13.0 against 13.3 GB/s).
-  __attribute__((always_inline)) void Fetch() {
-    if (line_ == nullptr) [[unlikely]]
-      return;
-    __builtin_prefetch(line_, 0, 2);
-    __builtin_prefetch(line_ + 64, 0, 2);
-    if constexpr (kFetchStreams == 1) {
-      __builtin_prefetch(line_ - kAgain, 0, 2);
-      __builtin_prefetch(line_ - kAgain + 64, 0, 2);
-    }
-    line_ += 128;
-    if (line_ >= end_) [[unlikely]]
-      Turn();
-  }
-
-  // All of them, before there is arithmetic to hide under. With nothing between, loads set the processor's
-  // own prefetching going (Zen 4, one stream, f16, 32/8 heads x 128: decoding 16 Ki keys at 18.9 GB/s
-  // against 17.1, 4 Ki out of memory 17.4 against 14.7).
-  void Load() {
-    for (; line_ != nullptr; Turn()) {
-      for (; line_ < end_; line_ += 64) {
-        static_cast<void>(*reinterpret_cast<const volatile std::uint8_t*>(line_));
-      }
-    }
-  }
-
- private:
-  static constexpr std::int64_t kPart = kFetchStreams == 1 ? 1 << 30 : 512;
-  static constexpr std::int64_t kAgain = 16 * 128;
-
-  // The rows of a token follow one another, head after head: then they are fetched as one.
-  bool Touching() const {
-    for (int p = 1; p < problems_; ++p) {
-      if ((args_[p].*view_).data != (args_->*view_).data + p * bytes_) return false;
-    }
-    return true;
-  }
-
-  // The same part of the next stream's row, or the next part of the rows.
-  __attribute__((always_inline)) void Turn() {
-    row_ += run_;
-    if (row_ >= count_) {
-      row_ = first_;
-      offset_ += kPart;
-      if (offset_ >= bytes_) {
-        offset_ = 0;
-        if (++problem_ == problems_) {
-          problem_ = 0;
-          row_ = ++first_;
-        }
-      }
-    }
-    BeginPart();
-  }
-
-  __attribute__((always_inline)) void BeginPart() {
-    if (first_ == run_) {
-      line_ = nullptr;
-      return;
-    }
-    const RowsView& view = args_[problem_].*view_;
-    line_ = view.data + rows_[row_] * view.stride + offset_;
-    end_ = line_ + (bytes_ - offset_ < kPart ? bytes_ - offset_ : kPart);
-  }
-
-  const AttendArgs* args_ = nullptr;
-  RowsView AttendArgs::*view_ = nullptr;
-  int problems_ = 0;
-  int problem_ = 0;
-  const std::int32_t* rows_ = nullptr;
-  int count_ = 0;
-  int run_ = 0;    // rows of a stream
-  int first_ = 0;  // the row of the first stream
-  int row_ = 0;    // the row at hand
-  std::int64_t bytes_ = 0;
-  std::int64_t offset_ = 0;  // in the row
-  const std::byte* line_ = nullptr;
-  const std::byte* end_ = nullptr;
-};
 
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
 // compiler would find its elements with vector arithmetic, which waits behind the sums of the four
@@ -192,10 +73,9 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
 
 // scores[r][j] = queries[r] . k_j for R rows and up to kChunkKeys keys.
 template <int R, DType kType>
-inline void ScoreChunk(const float* queries, const RowsView& keys, const std::int32_t* index,
+inline void ScoreChunk(const float* queries, const RowsView& keys, const std::int64_t* offsets,
                        int count, RowsAhead& ahead, float* scores) {
-  const int last = count - 1;  // ragged: the last one again
-  const auto row = [&](int j) { return keys.data + index[Min(j, last)] * keys.stride; };
+  const auto row = [&](int j) { return keys.data + offsets[j]; };
   for (int j = 0; j < count; j += 4) {
     ScoreFourKeys<R, kType>(queries, keys.dim, row(j), row(j + 1), row(j + 2), row(j + 3), ahead,
                             scores + j);
@@ -206,7 +86,7 @@ inline void ScoreChunk(const float* queries, const RowsView& keys, const std::in
 // i on: R * NV accumulators.
 template <int R, int NV, DType kType>
 inline void AddSlice(const float* weights, const float* shrink, const RowsView& values,
-                     const std::int32_t* index, int count, int i, RowsAhead& ahead,
+                     const std::int64_t* offsets, int count, int i, RowsAhead& ahead,
                      float* outputs) {
   Vec sum[R][NV];
 #pragma GCC unroll 4
@@ -219,7 +99,7 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
   RowsAhead fetch = ahead;
   for (int j = 0; j < count; ++j) {
     fetch.Fetch();
-    const std::byte* row = values.data + index[j] * values.stride;
+    const std::byte* row = values.data + offsets[j];
     Vec value[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) value[v] = LoadAs<kType>(row, i + v * Vec::kLanes);
@@ -242,11 +122,11 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
 
 template <int R, DType kType>
 inline void AddChunk(const float* weights, const float* shrink, const RowsView& values,
-                     const std::int32_t* index, int count, RowsAhead& ahead, float* outputs) {
+                     const std::int64_t* offsets, int count, RowsAhead& ahead, float* outputs) {
   int i = 0;
   const auto add = [&]<int NV>() {
     for (; i + NV * Vec::kLanes <= values.dim; i += NV * Vec::kLanes) {
-      AddSlice<R, NV, kType>(weights, shrink, values, index, count, i, ahead, outputs);
+      AddSlice<R, NV, kType>(weights, shrink, values, offsets, count, i, ahead, outputs);
     }
   };
   add.template operator()<4>();
@@ -254,9 +134,9 @@ inline void AddChunk(const float* weights, const float* shrink, const RowsView& 
   add.template operator()<1>();
 }
 
-using ScoreChunkFn = void (*)(const float*, const RowsView&, const std::int32_t*, int, RowsAhead&,
+using ScoreChunkFn = void (*)(const float*, const RowsView&, const std::int64_t*, int, RowsAhead&,
                               float*);
-using AddChunkFn = void (*)(const float*, const float*, const RowsView&, const std::int32_t*, int,
+using AddChunkFn = void (*)(const float*, const float*, const RowsView&, const std::int64_t*, int,
                             RowsAhead&, float*);
 
 template <DType kType>
@@ -268,22 +148,27 @@ constexpr AddChunkFn kAddChunk[5] = {nullptr, AddChunk<1, kType>, AddChunk<2, kT
 
 // For any number of rows, four at a time.
 inline void ScoreRows(const float* queries, int rows, const RowsView& keys,
-                      const std::int32_t* index, int count, RowsAhead& ahead, float* scores) {
+                      const std::int64_t* offsets, int count, RowsAhead& ahead, float* scores) {
   for (int row = 0; row < rows; row += 4) {
     const ScoreChunkFn score =
         WithType(keys.type, [&]<DType kType>() { return kScoreChunk<kType>[Min(4, rows - row)]; });
-    score(queries + row * keys.dim, keys, index, count, ahead, scores + row * kChunkKeys);
+    score(queries + row * keys.dim, keys, offsets, count, ahead, scores + row * kChunkKeys);
   }
 }
 inline void AddRows(const float* weights, const float* shrink, int rows, const RowsView& values,
-                    const std::int32_t* index, int count, RowsAhead& ahead, float* outputs) {
+                    const std::int64_t* offsets, int count, RowsAhead& ahead, float* outputs) {
   for (int row = 0; row < rows; row += 4) {
     const AddChunkFn add =
         WithType(values.type, [&]<DType kType>() { return kAddChunk<kType>[Min(4, rows - row)]; });
-    add(weights + row * kChunkKeys, shrink + row, values, index, count, ahead,
+    add(weights + row * kChunkKeys, shrink + row, values, offsets, count, ahead,
         outputs + row * values.dim);
   }
 }
+
+// Under each vector of weights. What it takes less than the values' arithmetic should not be asked for in a
+// burst: with two the last of eight heads had nothing left to fetch under it (Xeon, four streams, in turn: one
+// is 1 to 3 % faster).
+constexpr int kSoftmaxFetches = kFetchStreams == 1 ? 2 : 1;
 
 // Scores of one row to probabilities, in place, padded with zeros to whole vectors. Moves highest
 // and total; returns what the sums so far shrink by.
@@ -306,8 +191,8 @@ inline float SoftmaxRow(float* scores, int count, float& highest, float* total, 
   for (int j = 0; j < padded; j += Vec::kLanes) {
     const Vec weight = Exp2(Vec::Load(scores + j) - Vec::Set(highest));
     weight.Store(scores + j);
-    ahead.Fetch();
-    ahead.Fetch();
+#pragma GCC unroll 2
+    for (int n = 0; n < kSoftmaxFetches; ++n) ahead.Fetch();
     sum = sum + weight;
   }
   sum.Store(total);
@@ -360,30 +245,30 @@ inline void RestrictRow(const KeySegment& segment, int row, const std::int32_t* 
 
 // As in AddValuesOneByOne: what a row does not see must not touch it.
 inline void AddVisibleValues(const AttendArgs& args, const FewSums& few, int row,
-                             const std::int32_t* keys, int count) {
+                             const KeyChunk& chunk) {
   const float keep = 1.0f;
   RowsAhead nothing;
   const int dim = args.values.dim;
   float* output = few.outputs + static_cast<std::int64_t>(row) * dim;
   for (int i = 0; i < dim; ++i) output[i] *= few.shrink[row];
-  for (int j = 0; j < count; ++j) {
+  for (int j = 0; j < chunk.count; ++j) {
     const float* weight = few.scores + row * kChunkKeys + j;
     if (*weight == 0.0f) continue;
-    AddRows(weight, &keep, 1, args.values, keys + j, 1, nothing, output);
+    AddRows(weight, &keep, 1, args.values, chunk.value_offsets + j, 1, nothing, output);
   }
 }
 
 // Scores of a chunk, all there, to weights.
 inline void WeighChunk(const AttendArgs& args, const KeySegment& segment, bool all_visible,
-                       const std::int32_t* keys, int count, FewSums& few, RowsAhead& ahead) {
+                       const KeyChunk& chunk, FewSums& few, RowsAhead& ahead) {
   for (int row = 0; row < args.rows; ++row) {
     float* scores = few.scores + row * kChunkKeys;
-    ShapeRow(args, row, keys, count, scores);
+    ShapeRow(args, row, chunk.keys, chunk.count, scores);
     if (!all_visible || segment.mask_rows != nullptr) {
-      RestrictRow(segment, row, keys, count, few.bias, scores);
+      RestrictRow(segment, row, chunk.keys, chunk.count, few.bias, scores);
     }
     few.shrink[row] =
-        SoftmaxRow(scores, count, few.highest[row], few.total + row * Vec::kLanes, ahead);
+        SoftmaxRow(scores, chunk.count, few.highest[row], few.total + row * Vec::kLanes, ahead);
   }
 }
 
@@ -402,34 +287,33 @@ struct F32Rows {
       }
     }
   }
-  static void Score(const Operands& from, const AttendArgs& args, const std::int32_t* keys,
-                    int count, RowsAhead& ahead, float* scores) {
-    ScoreRows(from.queries, args.rows, args.keys, keys, count, ahead, scores);
+  static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
+                    RowsAhead& ahead, float* scores) {
+    ScoreRows(from.queries, args.rows, args.keys, chunk.key_offsets, chunk.count, ahead, scores);
   }
   static void Add(const Operands& /*from*/, const AttendArgs& args, const FewSums& few,
-                  const std::int32_t* keys, int count, RowsAhead& ahead) {
-    AddRows(few.scores, few.shrink, args.rows, args.values, keys, count, ahead, few.outputs);
+                  const KeyChunk& chunk, RowsAhead& ahead) {
+    AddRows(few.scores, few.shrink, args.rows, args.values, chunk.value_offsets, chunk.count, ahead,
+            few.outputs);
   }
 };
 
-// A chunk of keys of all problems; `next` will be read after it.
+// A chunk of all problems; `next` will be read after it.
 template <typename Rows>
 inline void AttendChunk(const AttendArgs* args, int problems, const KeySegment& segment,
-                        bool all_visible, const std::int32_t* keys, int count,
-                        const std::int32_t* next, int next_count, FewScratch<Rows>* few) {
-  RowsAhead values(args, &AttendArgs::values, problems, keys, count);
+                        bool all_visible, const KeyChunk& chunk, const KeyChunk& next,
+                        FewScratch<Rows>* few) {
+  RowsAhead values(args, &AttendArgs::values, problems, chunk.value_offsets, chunk.count);
   for (int p = 0; p < problems; ++p) {
-    Rows::Score(few[p].operands, args[p], keys, count, values, few[p].scores);
+    Rows::Score(few[p].operands, args[p], chunk, values, few[p].scores);
   }
-  RowsAhead ahead(args, &AttendArgs::keys, problems, next, next_count);
+  RowsAhead ahead(args, &AttendArgs::keys, problems, next.key_offsets, next.count);
   for (int p = 0; p < problems; ++p) {
-    WeighChunk(args[p], segment, all_visible, keys, count, few[p], ahead);
+    WeighChunk(args[p], segment, all_visible, chunk, few[p], ahead);
     if (all_visible) {
-      Rows::Add(few[p].operands, args[p], few[p], keys, count, ahead);
+      Rows::Add(few[p].operands, args[p], few[p], chunk, ahead);
     } else {
-      for (int row = 0; row < args[p].rows; ++row) {
-        AddVisibleValues(args[p], few[p], row, keys, count);
-      }
+      for (int row = 0; row < args[p].rows; ++row) AddVisibleValues(args[p], few[p], row, chunk);
     }
   }
 }
@@ -439,21 +323,29 @@ template <typename Rows>
 inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScratch<Rows>* few) {
   const KeySegment& segment = args[0].segments[s];
   const int rows = args[0].rows;
-  std::int32_t buffers[2][kChunkKeys];
+  const auto locate = [&](KeyChunk& chunk) {
+    LocateRows(chunk.keys, chunk.count, args[0].keys.stride, chunk.key_offsets);
+    LocateRows(chunk.keys, chunk.count, args[0].values.stride, chunk.value_offsets);
+  };
+  KeyChunk chunks[2];
   KeyWalk walk(segment, rows);
-  int next_count = walk.Next(kChunkKeys, buffers[0]);
-  RowsAhead(args, &AttendArgs::keys, problems, buffers[0], next_count).Load();
-  for (int chunk = 0; next_count > 0; ++chunk) {
-    std::int32_t* keys = buffers[chunk % 2];
-    std::int32_t* next = buffers[(chunk + 1) % 2];
-    int count = next_count;
-    next_count = walk.Next(kChunkKeys, next);
-    bool all_visible = walk.AllVisible(keys, count);
+  const auto take = [&](KeyChunk& chunk) {
+    chunk.count = walk.Next(kChunkKeys, chunk.keys);
+    locate(chunk);
+  };
+  take(chunks[0]);
+  RowsAhead(args, &AttendArgs::keys, problems, chunks[0].key_offsets, chunks[0].count).Load();
+  for (int i = 0; chunks[i % 2].count > 0; ++i) {
+    KeyChunk& chunk = chunks[i % 2];
+    KeyChunk& next = chunks[(i + 1) % 2];
+    take(next);
+    bool all_visible = walk.AllVisible(chunk.keys, chunk.count);
     if (segment.mask_rows != nullptr) {
-      count = DropMasked(segment, rows, count, keys, all_visible);
-      if (count == 0) continue;
+      chunk.count = DropMasked(segment, rows, chunk.count, chunk.keys, all_visible);
+      if (chunk.count == 0) continue;
+      locate(chunk);
     }
-    AttendChunk(args, problems, segment, all_visible, keys, count, next, next_count, few);
+    AttendChunk(args, problems, segment, all_visible, chunk, next, few);
   }
 }
 

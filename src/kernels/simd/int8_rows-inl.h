@@ -63,42 +63,32 @@ struct Int8Rows {
     }
   }
 
-  static void Score(const Operands& from, const AttendArgs& args, const std::int32_t* keys,
-                    int count, RowsAhead& ahead, float* scores) {
-    const std::byte* rows[kChunkKeys];
-    TakeRows(args.keys, keys, count, rows);
+  static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
+                    RowsAhead& ahead, float* scores) {
+    const Rows keys = {args.keys.data, chunk.key_offsets, chunk.count};
     const int blocks = args.keys.dim / kBlock;
-    for (int block = 0; block < blocks; block += kQuad) {
-      const int some = Min(kQuad, blocks - block);
+    for (int first = 0; first < blocks; first += kQuad) {
+      const int some = Min(kQuad, blocks - first);
       alignas(64) float scales[kQuad * kChunkKeys];
-      TakeScales(rows, block, some, count, scales);
+      TakeScales(keys, first, some, scales);
       for (int row = 0; row < args.rows; row += 4) {
-        kScoreKeys[Min(4, args.rows - row)](from, row, block, some, blocks, rows, scales, count,
-                                            ahead, scores + row * kChunkKeys);
+        kScoreKeys[Min(4, args.rows - row)](from, row, first, some, blocks, keys, scales, ahead,
+                                            scores + row * kChunkKeys);
       }
     }
   }
 
   static void Add(const Operands& /*from*/, const AttendArgs& args, const FewSums& few,
-                  const std::int32_t* keys, int count, RowsAhead& ahead) {
-    const std::byte* rows[kChunkKeys];
-    TakeRows(args.values, keys, count, rows);
+                  const KeyChunk& chunk, RowsAhead& ahead) {
+    const Rows values = {args.values.data, chunk.value_offsets, chunk.count};
     const int blocks = args.values.dim / kBlock;
     for (int first = 0; first < blocks; first += kQuad) {
       const int some = Min(kQuad, blocks - first);
       alignas(64) float scales[kQuad * kChunkKeys];
-      const float step = TakeScales(rows, first, some, count, scales) / 32767;
+      const float step = TakeScales(values, first, some, scales) / 32767;
       for (int row = 0; row < args.rows; row += 4) {
-        const int four = Min(4, args.rows - row);
-        const float* const probabilities = few.scores + row * kChunkKeys;
-        float units[4];
-        for (int r = 0; r < four; ++r) {
-          units[r] = step * Highest(probabilities + r * kChunkKeys, count);
-        }
-        for (int block = 0; block < some; ++block) {
-          kAddBlock[four](few, probabilities, units, scales + block * kChunkKeys, row, rows,
-                          first + block, blocks, count, ahead);
-        }
+        kAddBlocks[Min(4, args.rows - row)](few, row, first, some, blocks, values, scales, step,
+                                            ahead);
       }
     }
   }
@@ -107,61 +97,61 @@ struct Int8Rows {
   static constexpr int kQuad = 4;             // blocks whose scales are gathered together
   static constexpr int kPacked = 2 * kLanes;  // keys in a vector of weights
 
-  // Padded with the last one.
-  static void TakeRows(const RowsView& view, const std::int32_t* keys, int count,
-                       const std::byte** rows) {
-    const std::byte* const data = view.data;
-    const std::int64_t stride = view.stride;
-    for (int j = 0; j < count; ++j) {
-      const std::byte* row = data + keys[j] * stride;
-      asm("" : "+r"(row));  // vector arithmetic would wait behind that of the chunk before
-      rows[j] = row;
-    }
-    for (int j = count; j < kChunkKeys; ++j) rows[j] = rows[count - 1];
-  }
+  // Of the chunk's keys or values.
+  struct Rows {
+    const std::byte* data;
+    const std::int64_t* offsets;  // [kChunkKeys], padded with the last
+    int count;
 
-  // scales[b][key] of up to four blocks, zero where there is no block or key. Returns the largest, NaN
-  // when any of them is no number. The four of a key leave in one store: as stores to four lines
+    __m256i Load(int j, int block) const {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+          data + offsets[j] + block * kQ8BlockBytes + sizeof(std::uint16_t)));
+    }
+  };
+
+  // Where a key's scale lies after unpacking, of 16 keys of one block, then of another: a lane quarter q
+  // has those of keys 2 q, 8 + 2 q, 2 q + 1 and 9 + 2 q.
+  alignas(64) static constexpr std::uint16_t kUnpacked[2 * kLanes] = {
+      0, 2, 8,  10, 16, 18, 24, 26, 1, 3, 9,  11, 17, 19, 25, 27,
+      4, 6, 12, 14, 20, 22, 28, 30, 5, 7, 13, 15, 21, 23, 29, 31};
+
+  // scales[b][key] of up to four blocks, zero where there is no block or key. Returns the largest size,
+  // NaN when any is no finite number. The four of a key leave in one store: as stores to four lines
   // they were 15 % of the whole.
-  static float TakeScales(const std::byte* const* rows, int block, int blocks, int count,
-                          float* scales) {
+  static float TakeScales(const Rows& rows, int block, int blocks, float* scales) {
     alignas(64) std::uint64_t packed[kChunkKeys];
     const auto take = blocks == 4   ? PackScales<4>
                       : blocks == 3 ? PackScales<3>
                       : blocks == 2 ? PackScales<2>
                                     : PackScales<1>;
-    take(rows, block * kQ8BlockBytes, count, packed);
-    for (int j = count; j < kChunkKeys; ++j) packed[j] = 0;
-    Vec most = Vec::Set(0.0f);
-    Vec poison = Vec::Set(0.0f);
+    take(rows, block * kQ8BlockBytes, packed);
+    const __m512i order = _mm512_load_si512(kUnpacked);
+    __m512i largest = _mm512_setzero_si512();
     for (int j = 0; j < kChunkKeys; j += kLanes) {
       const __m512i low = _mm512_load_si512(packed + j);
       const __m512i high = _mm512_load_si512(packed + j + kLanes / 2);
+      const __m512i even = _mm512_unpacklo_epi16(low, high);
+      const __m512i odd = _mm512_unpackhi_epi16(low, high);
+      const __m512i twos[] = {_mm512_permutexvar_epi16(order, _mm512_unpacklo_epi32(even, odd)),
+                              _mm512_permutexvar_epi16(order, _mm512_unpackhi_epi32(even, odd))};
 #pragma GCC unroll 4
       for (int b = 0; b < kQuad; ++b) {
-        const __m512i at =
-            _mm512_add_epi16(EveryFourth(), _mm512_set1_epi16(static_cast<short>(b)));
-        const Vec scale = {
-            _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(low, at, high)))};
-        scale.Store(scales + b * kChunkKeys + j);
-        most = MaxOrSecond(Vec{_mm512_abs_ps(scale.v)}, most);
-        poison = MulAdd(scale, Vec::Set(0.0f), poison);
+        const __m256i halves = b % 2 == 0 ? _mm512_castsi512_si256(twos[b / 2])
+                                          : _mm512_extracti64x4_epi64(twos[b / 2], 1);
+        Vec{_mm512_cvtph_ps(halves)}.Store(scales + b * kChunkKeys + j);
       }
+      const __m512i size = _mm512_set1_epi16(0x7FFF);
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(low, size));
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(high, size));
     }
-    return AnyDifferent(poison, Vec::Set(0.0f)) ? __builtin_nanf("") : MaxLanes(most);
+    return LargestHalf(largest);
   }
 
-  // The words 0, 4, .. 60 of two vectors.
-  static __m512i EveryFourth() {
-    return _mm512_castsi256_si512(
-        _mm256_set_epi16(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0));
-  }
-
+  // packed[key]: up to four scales, zeros behind them and behind the last key.
   template <int kBlocks>
-  static void PackScales(const std::byte* const* rows, std::int64_t offset, int count,
-                         std::uint64_t* packed) {
-    for (int j = 0; j < count; ++j) {
-      const std::byte* const row = rows[j] + offset;
+  static void PackScales(const Rows& rows, std::int64_t offset, std::uint64_t* packed) {
+    for (int j = 0; j < rows.count; ++j) {
+      const std::byte* const row = rows.data + rows.offsets[j] + offset;
       std::uint64_t four = 0;
 #pragma GCC unroll 4
       for (int b = 0; b < kBlocks; ++b) {
@@ -171,22 +161,28 @@ struct Int8Rows {
       }
       packed[j] = four;
     }
+    for (int j = rows.count; j < kChunkKeys; ++j) packed[j] = 0;
   }
 
-  static __m256i LoadBytes(const std::byte* row, int block) {
-    return _mm256_loadu_si256(
-        reinterpret_cast<const __m256i*>(row + block * kQ8BlockBytes + sizeof(std::uint16_t)));
+  // Of f16 numbers without signs: their order is that of their bits, and above the finite ones come
+  // infinities and NaN.
+  static float LargestHalf(__m512i halves) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
+    const __m512i larger =
+        _mm512_max_epu32(_mm512_slli_epi32(halves, 16), _mm512_and_si512(halves, upper));
+    const auto bits = static_cast<std::uint16_t>(_mm512_reduce_max_epu32(larger) >> 16);
+    return bits >= 0x7C00 ? __builtin_nanf("") : WidenF16(bits);
   }
 
-  // words[w], lane j = the four bytes k + 128 from 4 w on of key j.
-  __attribute__((always_inline)) static void TurnKeys(const std::byte* const* rows, int block,
+  // words[w], lane j = the four bytes k + 128 from 4 w on of key first + j.
+  __attribute__((always_inline)) static void TurnKeys(const Rows& keys, int first, int block,
                                                       __m512i* words) {
     __m512i pairs[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      const int j = i < 4 ? i : i + 4;
-      pairs[i] = _mm512_inserti64x4(_mm512_castsi256_si512(LoadBytes(rows[j], block)),
-                                    LoadBytes(rows[j + 4], block), 1);
+      const int j = first + (i < 4 ? i : i + 4);
+      pairs[i] = _mm512_inserti64x4(_mm512_castsi256_si512(keys.Load(j, block)),
+                                    keys.Load(j + 4, block), 1);
     }
     __m512i fours[8];  // a 128-bit lane has a word, or the fourth after it, of four keys
 #pragma GCC unroll 2
@@ -210,29 +206,36 @@ struct Int8Rows {
     }
   }
 
-  // scores[r][key] of R rows: the sums over some blocks, added to those of the blocks before.
+  // scores[r][key] of R rows: the sums over some blocks, added to those of the blocks before. Shuffles have
+  // one port, products two, and a chain of products waits five cycles for each: so a block is turned
+  // before the products of the one before it, and those are two chains (Xeon, from the first level: 15.0
+  // to 12.3 cycles a key).
   template <int R>
   static void ScoreKeys(const Operands& from, int row, int first, int some, int blocks,
-                        const std::byte* const* rows, const float* scales, int count,
-                        RowsAhead& ahead, float* scores) {
+                        const Rows& keys, const float* scales, RowsAhead& ahead, float* scores) {
     RowsAhead fetch = ahead;
-    for (int j = 0; j < count; j += kLanes) {
+    for (int j = 0; j < keys.count; j += kLanes) {
       Vec sum[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         sum[r] = first == 0 ? Vec::Set(0.0f) : Vec::Load(scores + r * kChunkKeys + j);
       }
+      __m512i next[kWords];
+      TurnKeys(keys, j, first, next);
       for (int block = 0; block < some; ++block) {
         __m512i words[kWords];
-        TurnKeys(rows + j, first + block, words);
+#pragma GCC unroll 8
+        for (int w = 0; w < kWords; ++w) words[w] = next[w];
+        if (block + 1 < some) TurnKeys(keys, j, first + block + 1, next);
         const Vec key_scale = Vec::Load(scales + block * kChunkKeys + j);
         const std::uint32_t* query[R];
-        __m512i dots[R];
+        __m512i dots[R][2];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const int at = (row + r) * blocks + first + block;
           query[r] = from.queries + at * kWords;
-          dots[r] = _mm512_set1_epi32(from.starts[at]);
+          dots[r][0] = _mm512_set1_epi32(from.starts[at]);
+          dots[r][1] = _mm512_setzero_si512();
         }
         fetch.Fetch();
 #pragma GCC unroll 8
@@ -241,12 +244,12 @@ struct Int8Rows {
 #pragma GCC unroll 4
           for (int r = 0; r < R; ++r) {
             const __m512i word = _mm512_set1_epi32(static_cast<int>(query[r][w]));
-            dots[r] = _mm512_dpbusd_epi32(dots[r], words[w], word);
+            dots[r][w % 2] = _mm512_dpbusd_epi32(dots[r][w % 2], words[w], word);
           }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          const Vec dot = {_mm512_cvtepi32_ps(dots[r])};
+          const Vec dot = {_mm512_cvtepi32_ps(_mm512_add_epi32(dots[r][0], dots[r][1]))};
           const Vec scale = Vec::Set(from.query_scales[(row + r) * blocks + first + block]);
           sum[r] = MulAdd(dot * scale, key_scale, sum[r]);
         }
@@ -257,57 +260,72 @@ struct Int8Rows {
     ahead = fetch;
   }
 
-  // The largest probability of a row, padded with zeros to whole vectors.
-  static float Highest(const float* probabilities, int count) {
+  // shares[key] = probability / unit of a row, zeros up to whole vectors of weights. Returns the unit: step
+  // times the largest probability.
+  static float Share(const float* probabilities, int count, float step, float* shares) {
     Vec most = Vec::Load(probabilities);
     for (int j = kLanes; j < count; j += kLanes) {
       most = MaxOrSecond(most, Vec::Load(probabilities + j));
     }
-    return MaxLanes(most);
+    const float unit = step * MaxLanes(most);
+    const Vec inverse = Vec::Set(unit > 0 ? 1 / unit : 0.0f);
+    for (int j = 0; j < count; j += kPacked) {
+      (Vec::Load(probabilities + j) * inverse).Store(shares + j);
+      const bool any = j + kLanes < count;  // behind the last key lies anything
+      (any ? Vec::Load(probabilities + j + kLanes) * inverse : Vec::Set(0.0f))
+          .Store(shares + j + kLanes);
+    }
+    return unit;
   }
 
-  // weights[r][key] of R rows, in units of each, 32 keys to a vector, in the order in which packing leaves
-  // them: four of the first 16, four of the second, ..
+  // outputs[r] of some blocks and R rows, shrunk, plus all keys of the chunk. step: of weights, for a
+  // probability of 1.
   template <int R>
-  static void Weigh(const float* probabilities, const float* units, const float* scales, int count,
-                    std::int16_t* weights) {
-#pragma GCC unroll 4
+  static void AddBlocks(const FewSums& few, int row, int first, int some, int blocks,
+                        const Rows& values, const float* scales, float step, RowsAhead& ahead) {
+    alignas(64) float shares[R * kChunkKeys];
+    float units[R];
     for (int r = 0; r < R; ++r) {
-      const Vec inverse = Vec::Set(units[r] > 0 ? 1 / units[r] : 0.0f);
-      for (int j = 0; j < count; j += kPacked) {
-        __m512i halves[2];
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const int at = j + half * kLanes;  // behind the last key lies anything
-          const Vec share = at < count ? Vec::Load(probabilities + r * kChunkKeys + at) * inverse
-                                       : Vec::Set(0.0f);
-          halves[half] = _mm512_cvtps_epi32((share * Vec::Load(scales + at)).v);
-        }
-        _mm512_store_si512(weights + r * kChunkKeys + j, _mm512_packs_epi32(halves[0], halves[1]));
+      units[r] =
+          Share(few.scores + (row + r) * kChunkKeys, values.count, step, shares + r * kChunkKeys);
+    }
+    for (int block = 0; block < some; ++block) {
+      alignas(64) std::int16_t weights[R * kChunkKeys];
+      for (int r = 0; r < R; ++r) {
+        Weigh(shares + r * kChunkKeys, scales + block * kChunkKeys, values.count,
+              weights + r * kChunkKeys);
       }
+      AddBlock<R>(few, weights, units, row, values, first + block, blocks, ahead);
     }
   }
 
-  // outputs[r][block] of R rows, shrunk, plus all keys of the chunk, in pairs.
+  // weights[key], 32 keys to a vector, in the order in which packing leaves them: four of the first 16, four
+  // of the second, ..
+  static void Weigh(const float* shares, const float* scales, int count, std::int16_t* weights) {
+    const auto weigh = [&](int j) {
+      return _mm512_cvtps_epi32((Vec::Load(shares + j) * Vec::Load(scales + j)).v);
+    };
+    for (int j = 0; j < count; j += kPacked) {
+      _mm512_store_si512(weights + j, _mm512_packs_epi32(weigh(j), weigh(j + kLanes)));
+    }
+  }
+
   template <int R>
-  static void AddBlock(const FewSums& few, const float* probabilities, const float* units,
-                       const float* scales, int row, const std::byte* const* rows, int block,
-                       int blocks, int count, RowsAhead& ahead) {
-    alignas(64) std::int16_t weights[R * kChunkKeys];
-    Weigh<R>(probabilities, units, scales, count, weights);
+  static void AddBlock(const FewSums& few, const std::int16_t* weights, const float* units, int row,
+                       const Rows& values, int block, int blocks, RowsAhead& ahead) {
     __m512i sum[R][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
     RowsAhead fetch = ahead;
-    for (int j = 0; j < count; j += kPacked) {
+    for (int j = 0; j < values.count; j += kPacked) {
       for (int four = 0; four < kLanes; four += 4) {
         const std::int16_t* const weight = weights + j + 2 * four;
 #pragma GCC unroll 4
         for (int pair = 0; pair < 4; ++pair) {
-          const std::byte* const* const keys = rows + j + four + pair / 2 * kLanes + pair % 2 * 2;
+          const int key = j + four + pair / 2 * kLanes + pair % 2 * 2;
           if (pair % 2 == 0) fetch.Fetch();  // the softmax fetched half
-          const __m256i a = LoadBytes(keys[0], block);
-          const __m256i b = LoadBytes(keys[1], block);
+          const __m256i a = values.Load(key, block);
+          const __m256i b = values.Load(key + 1, block);
           const __m512i low = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b));
           const __m512i high = _mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(a, b));
 #pragma GCC unroll 4
@@ -340,14 +358,14 @@ struct Int8Rows {
     }
   }
 
-  using ScoreKeysFn = void (*)(const Operands&, int, int, int, int, const std::byte* const*,
-                               const float*, int, RowsAhead&, float*);
-  using AddBlockFn = void (*)(const FewSums&, const float*, const float*, const float*, int,
-                              const std::byte* const*, int, int, int, RowsAhead&);
+  using ScoreKeysFn = void (*)(const Operands&, int, int, int, int, const Rows&, const float*,
+                               RowsAhead&, float*);
+  using AddBlocksFn = void (*)(const FewSums&, int, int, int, int, const Rows&, const float*, float,
+                               RowsAhead&);
   static constexpr ScoreKeysFn kScoreKeys[5] = {nullptr, ScoreKeys<1>, ScoreKeys<2>, ScoreKeys<3>,
                                                 ScoreKeys<4>};
-  static constexpr AddBlockFn kAddBlock[5] = {nullptr, AddBlock<1>, AddBlock<2>, AddBlock<3>,
-                                              AddBlock<4>};
+  static constexpr AddBlocksFn kAddBlocks[5] = {nullptr, AddBlocks<1>, AddBlocks<2>, AddBlocks<3>,
+                                                AddBlocks<4>};
 };
 
 constexpr Solver kRowsInt8 = {"rows int8 int16", AttendRows<Int8Rows>, RowsScratchOf<Int8Rows>};

@@ -11,6 +11,7 @@
 // Each needs the one before.
 // clang-format off
 #include "kernels/simd/common-inl.h"
+#include "kernels/simd/chunk-inl.h"
 #include "kernels/simd/few_rows-inl.h"
 #include "kernels/simd/product-inl.h"
 #include "kernels/simd/tile-inl.h"

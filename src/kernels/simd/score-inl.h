@@ -176,10 +176,14 @@ std::size_t ManyRowsScratch(int groups, int rows, int dim) {
 
 // ---- Few rows, in f32 ----------------------------------------------------------------------------
 
+struct CandidateChunk : CandidateKeys {
+  std::int64_t* offsets;  // [kChunkKeys], of the keys' rows
+};
+
 struct ScoreFewLayout {
   float* queries;  // [rows][dim]
-  CandidateKeys now;
-  CandidateKeys next;
+  CandidateChunk now;
+  CandidateChunk next;
   float* scores;  // [rows][kChunkKeys]
 };
 
@@ -187,15 +191,17 @@ inline void LayOutScoreFew(Cutter& cutter, int dim, ScoreFewLayout& layout) {
   layout.queries = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * dim);
   LayOutKeys(cutter, layout.now);
   LayOutKeys(cutter, layout.next);
+  layout.now.offsets = cutter.Take<std::int64_t>(kChunkKeys);
+  layout.next.offsets = cutter.Take<std::int64_t>(kChunkKeys);
   layout.scores = cutter.Take<float>(static_cast<std::int64_t>(kMaxFewRows) * kChunkKeys);
 }
 
 inline void ScoreChunk(const ScoreArgs& args, const float* levels, const ScoreFewLayout& layout,
                        float* scores) {
-  const CandidateKeys& now = layout.now;
+  const CandidateChunk& now = layout.now;
   const AttendArgs rows = {.keys = args.keys};
-  RowsAhead ahead(&rows, &AttendArgs::keys, 1, layout.next.keys, layout.next.count);
-  ScoreRows(layout.queries, args.rows, args.keys, now.keys, now.count, ahead, layout.scores);
+  RowsAhead ahead(&rows, &AttendArgs::keys, 1, layout.next.offsets, layout.next.count);
+  ScoreRows(layout.queries, args.rows, args.keys, now.offsets, now.count, ahead, layout.scores);
   for (int j = 0; j < now.count; j += Vec::kLanes) {
     Vec most = Vec::Set(kMinusInfinity);
     for (int row = 0; row < args.rows; ++row) {
@@ -225,12 +231,16 @@ void ScoreFewRows(const ScoreArgs& args) {
     }
     for (int i = 0; i < args.count; ++i) scores[i] = kMinusInfinity;
     CandidateWalk walk(args);
-    walk.Next(kChunkKeys, layout.next);
+    const auto take = [&] {
+      walk.Next(kChunkKeys, layout.next);
+      LocateRows(layout.next.keys, layout.next.count, args.keys.stride, layout.next.offsets);
+    };
+    take();
     while (layout.next.count > 0) {
-      const CandidateKeys done = layout.now;
+      const CandidateChunk done = layout.now;
       layout.now = layout.next;
       layout.next = done;
-      walk.Next(kChunkKeys, layout.next);
+      take();
       ScoreChunk(args, levels, layout, scores);
     }
   }
