@@ -4,8 +4,8 @@
 // the constants below in its own anonymous namespace, then includes this file inside it, so that
 // no function of one instruction set can be linked into another.
 //
-// tile-inl.h takes many rows (prefill), few_rows-inl.h few (decode), score-inl.h the candidates of a
-// search; below is what makes a table of them. Scores are kept in base 2: queries are scaled by
+// tile-inl.h takes many rows (prefill), few_rows-inl.h few (decode) in chunks of chunk-inl.h, score-inl.h
+// the candidates of a search; below is what makes a table of them. Scores are kept in base 2: queries are scaled by
 // scale * log2(e) once.
 
 // Each needs the one before.
