@@ -5,8 +5,8 @@
 // no function of one instruction set can be linked into another.
 //
 // tile-inl.h takes many rows (prefill), few_rows-inl.h few (decode) in chunks of chunk-inl.h, score-inl.h
-// the candidates of a search; below is what makes a table of them. Scores are kept in base 2: queries are scaled by
-// scale * log2(e) once.
+// the candidates of a search; below is what makes a table of them. Scores are kept in base 2: queries are
+// scaled by scale * log2(e) once.
 
 // Each needs the one before.
 // clang-format off
