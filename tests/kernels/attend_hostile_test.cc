@@ -15,6 +15,8 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr std::uint16_t kHalfNan = 0x7E00;
+constexpr std::uint16_t kHalfInfinity = 0x7C00;
 
 class Hostile : public ::testing::TestWithParam<std::tuple<std::string, int>> {
  protected:
@@ -229,35 +231,48 @@ void ReadToTheEdge(const KernelTable& kernels, int rows, DType type, int dim) {
 }
 
 // A scale that is no number poisons the rows that see it, and no other; integers cannot hold it.
-TEST_P(Hostile, FastArithmeticShowsAScaleThatIsNoNumber) {
-  for (const std::uint16_t poison : {std::uint16_t{0x7E00}, std::uint16_t{0x7C00}}) {  // NaN, inf
-    for (const bool in_keys : {true, false}) {
-      KernelProblem problem(DType::kQ8_0, rows(), 200, 64, 64, 3);
-      problem.fast = true;
-      for (int row = 0; row < rows(); ++row) {
-        problem.visible[static_cast<std::size_t>(row)] = {0, row % 2 == 0 ? 150 : 200};
+// Of key or value 160, which either all rows see or every second.
+struct PoisonedScale {
+  std::uint16_t bits;
+  bool in_keys;
+  bool hidden;
+};
+
+void ExpectShown(const KernelTable& kernels, int rows, PoisonedScale poison) {
+  KernelProblem problem(DType::kQ8_0, rows, 200, 64, 64, 3);
+  problem.fast = true;
+  const auto hidden = [&](int row) { return poison.hidden && row % 2 == 0; };
+  for (int row = 0; row < rows; ++row) {
+    problem.visible[static_cast<std::size_t>(row)] = {0, hidden(row) ? 150 : 200};
+  }
+  const ReferenceResult want = problem.Want();
+  Tensor& poisoned = poison.in_keys ? problem.keys : problem.values;
+  auto* const block = poisoned.bytes.data() + 160 * RowBytes(DType::kQ8_0, 64);
+  std::memcpy(block, &poison.bits, 2);
+  const KernelResult got = Solve(kernels, problem);
+  for (int row = 0; row < rows; ++row) {
+    const float* const output = got.output.data() + row * 64;
+    if (hidden(row)) {
+      EXPECT_LE(RelativeError(
+                    output, {want.output.begin() + row * 64, want.output.begin() + row * 64 + 64}),
+                3e-2);
+    } else if (!poison.in_keys) {
+      for (int i = 0; i < 32; ++i) {
+        const auto value = static_cast<std::int8_t>(block[2 + i]);
+        EXPECT_FALSE(std::isfinite(output[i])) << row << ' ' << i;
+        EXPECT_TRUE(std::isnan(output[i]) || std::signbit(output[i]) == (value < 0)) << row;
       }
-      const ReferenceResult want = problem.Want();
-      Tensor& poisoned = in_keys ? problem.keys : problem.values;
-      std::memcpy(poisoned.bytes.data() + 160 * RowBytes(DType::kQ8_0, 64), &poison, 2);
-      const KernelResult got = Solve(kernels(), problem);
-      for (int row = 0; row < rows(); ++row) {
-        const auto at = static_cast<std::size_t>(row * 64);
-        if (row % 2 == 0) {
-          EXPECT_LE(RelativeError(got.output.data() + at, {want.output.begin() + row * 64,
-                                                           want.output.begin() + row * 64 + 64}),
-                    3e-2);
-        } else if (!in_keys || poison == 0x7E00) {
-          EXPECT_FALSE(std::isfinite(got.output[at])) << row;
-        }
-        if (row % 2 == 0 || in_keys) continue;
-        // An infinity that is shown has the sign of its value.
-        for (int i = 0; i < 32; ++i) {
-          const auto value = static_cast<std::int8_t>(
-              poisoned.bytes[static_cast<std::size_t>(160 * RowBytes(DType::kQ8_0, 64) + 2 + i)]);
-          const float shown = got.output[at + static_cast<std::size_t>(i)];
-          EXPECT_TRUE(std::isnan(shown) || std::signbit(shown) == (value < 0)) << row << ' ' << i;
-        }
+    } else if (poison.bits == kHalfNan) {
+      EXPECT_FALSE(std::isfinite(output[0])) << row;
+    }
+  }
+}
+
+TEST_P(Hostile, FastArithmeticShowsAScaleThatIsNoNumber) {
+  for (const std::uint16_t bits : {kHalfNan, kHalfInfinity}) {
+    for (const bool in_keys : {true, false}) {
+      for (const bool hidden : {true, false}) {
+        ExpectShown(kernels(), rows(), {.bits = bits, .in_keys = in_keys, .hidden = hidden});
       }
     }
   }
