@@ -19,8 +19,9 @@ namespace coppice::bench {
 // such instruction.
 double PeakGflops(std::string_view type, std::string_view isa, ThreadPool& pool);
 
-// Bandwidth of reading 512 MiB on all threads, from front to back or the quarters of every 4 MiB side by side. What a
-// shared machine gives changes within seconds, so that this is measured in turn with what is held against it.
+// Bandwidth of reading 512 MiB on all threads, from front to back or the quarters of every 4 MiB side by
+// side. What a shared machine gives changes within seconds, so that this is measured in turn with what is
+// held against it.
 class StreamProbe {
  public:
   StreamProbe(std::string_view isa, ThreadPool& pool);

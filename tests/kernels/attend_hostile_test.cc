@@ -231,11 +231,10 @@ void ReadToTheEdge(const KernelTable& kernels, int rows, DType type, int dim) {
 }
 
 // A scale that is no number poisons the rows that see it, and no other; integers cannot hold it.
-// Of key or value 160, which either all rows see or every second.
-struct PoisonedScale {
+struct PoisonedScale {  // of key or value 160
   std::uint16_t bits;
   bool in_keys;
-  bool hidden;
+  bool hidden;  // from every second row
 };
 
 void ExpectShown(const KernelTable& kernels, int rows, PoisonedScale poison) {

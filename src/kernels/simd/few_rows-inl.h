@@ -341,9 +341,12 @@ inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScr
     take(next);
     bool all_visible = walk.AllVisible(chunk.keys, chunk.count);
     if (segment.mask_rows != nullptr) {
-      chunk.count = DropMasked(segment, rows, chunk.count, chunk.keys, all_visible);
-      if (chunk.count == 0) continue;
-      locate(chunk);
+      const int kept = DropMasked(segment, rows, chunk.count, chunk.keys, all_visible);
+      if (kept == 0) continue;
+      if (kept < chunk.count) {
+        chunk.count = kept;
+        locate(chunk);
+      }
     }
     AttendChunk(args, problems, segment, all_visible, chunk, next, few);
   }

@@ -207,9 +207,9 @@ struct Int8Rows {
   }
 
   // scores[r][key] of R rows: the sums over some blocks, added to those of the blocks before. Shuffles have
-  // one port, products two, and a chain of products waits five cycles for each: so a block is turned
-  // before the products of the one before it, and those are two chains (Xeon, from the first level: 15.0
-  // to 12.3 cycles a key).
+  // one port, products two, and each product of a chain waits for the one before: so a block is turned
+  // before the products of its predecessor, and those are two chains (Xeon, from the first level: 15.0 to
+  // 12.3 cycles a key).
   template <int R>
   static void ScoreKeys(const Operands& from, int row, int first, int some, int blocks,
                         const Rows& keys, const float* scales, RowsAhead& ahead, float* scores) {
@@ -323,7 +323,7 @@ struct Int8Rows {
 #pragma GCC unroll 4
         for (int pair = 0; pair < 4; ++pair) {
           const int key = j + four + pair / 2 * kLanes + pair % 2 * 2;
-          if (pair % 2 == 0) fetch.Fetch();  // the softmax fetched half
+          if (pair % 2 == 0) fetch.Fetch();  // enough beside those of the softmax
           const __m256i a = values.Load(key, block);
           const __m256i b = values.Load(key + 1, block);
           const __m512i low = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b));
