@@ -3,7 +3,8 @@
 """Measures the rows of performance_rows.py on this machine and writes docs/performance/CLASS.json.
 
 The file is written after every row. Rows that were not asked for stay as they are in it, each with
-the commit and the load that it was measured at. tools/draw_performance.py shows what is in it.
+the commit and the load that it was measured at, and so do the peers of a row that is measured again
+without them: their ratios are to our times beside them. tools/draw_performance.py shows what is in it.
 """
 
 import argparse
@@ -35,7 +36,9 @@ KEPT = (
     "rel_error_vs_dense", "rel_error_vs_float64",
 )
 KEPT_DISTURBED = ("rounds", "seconds_median", "seconds_p99")
-KEPT_OF_PEER = ("version", "rounds", "seconds_min", "seconds_median", "rel_error_vs_float64")
+KEPT_OF_PEER = (
+    "version", "rounds", "seconds_min", "seconds_median", "ratio_min", "rel_error_vs_float64",
+)
 DIGITS = 5  # significant; the noise of a measurement is in the third
 BAD_USAGE = 2  # exit status: this build does not know a method, a type or an instruction set
 
@@ -52,7 +55,7 @@ def kept(report, keys):
     return {key: shorten(report[key]) for key in keys if report.get(key) is not None}
 
 
-def row_json(report):
+def row_json(report, commit):
     """What is kept of a report of `coppice bench attention --json`."""
     row = kept(report, KEPT)
     if report["method"] != "dense":
@@ -61,7 +64,9 @@ def row_json(report):
     if isinstance(peers, dict):
         peers = [{"name": name, **peer} for name, peer in peers.items()]
     working = [
-        {"name": peer["name"], **kept(peer, KEPT_OF_PEER)} for peer in peers if "error" not in peer
+        {"name": peer["name"], "commit": commit, **kept(peer, KEPT_OF_PEER)}
+        for peer in peers
+        if "error" not in peer
     ]
     if working:
         row["peers"] = working
@@ -148,7 +153,7 @@ def measure(row, options):
     if busy is not None:
         others = busy_seconds() - busy - (child_seconds() - own)
         measured["others_busy"] = round(max(0, others) / (time.monotonic() - began), 2)
-    measured |= row_json(report)
+    measured |= row_json(report, options.commit)
     if row.kind == "disturbed":
         with busy_process():
             measured["disturbed"] = kept(bench(command), KEPT_DISTURBED)
@@ -224,8 +229,11 @@ def main(arguments):
     failed = False
     for at, row in enumerate(wanted, start=1):
         say(f"{at}/{len(wanted)} {row.name}")
+        beside = rows.get(row.name, {}).get("peers")
         try:
             rows[row.name] = measure(row, options)
+            if beside:
+                rows[row.name].setdefault("peers", beside)
             say(f"    {in_short(rows[row.name])}")
         except Refusal as refusal:
             rows.pop(row.name, None)

@@ -176,9 +176,9 @@ def peer_table(rows):
         for peer in rows.get(row.name, {}).get("peers", []):
             lines.append([
                 row.name, f"{peer['name']} {peer.get('version', '')}".strip(), milliseconds(peer),
-                number(peer["seconds_min"] / rows[row.name]["seconds_min"]), error(peer),
+                number(peer["ratio_min"]), error(peer),
             ])
-    return titled("**Beside peers**, in turn with the rows of the same name.", heads, lines)
+    return titled("**Beside peers**: each round of theirs after one of ours.", heads, lines)
 
 
 def span(values):
@@ -188,12 +188,13 @@ def span(values):
 
 def heading(machine, rows):
     every = list(rows.values())
+    commits = {part["commit"] for row in every for part in [row, *row.get("peers", [])]}
     ceilings = [f"{number(peak)} GFLOP/s ({name})" for name, peak in roofs(rows).items()]
     facts = [
         f"{machine['cpu']}, {machine['processors']} processors",
         f"one thread: {', '.join(ceilings)}, {number(stream(rows))} GB/s read",
         f"measured {span([row['date'] for row in every])} at "
-        + ", ".join(sorted({row["commit"] for row in every})),
+        + ", ".join(sorted(commits)),
         f"1-minute load before a row {span([row['load_average'] for row in every])}",
     ]
     busy = [row["others_busy"] for row in every if "others_busy" in row]

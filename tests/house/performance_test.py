@@ -29,7 +29,8 @@ if flags["--method"] == "random" or flags["--kv-type"] == "q8_0":
     sys.exit(REFUSAL)
 queries = 1 if flags["--phase"] == "decode" else 512
 fast = "--fast" in sys.argv
-peers = {"ggml": {"version": "1", "seconds_min": 0.75, "seconds_median": 1, "rounds": 3},
+peers = {"ggml": {"version": "1", "seconds_min": 0.75, "seconds_median": 1, "rounds": 3,
+                  "ratio_min": 3.0},
          "absent": {"error": "not installed"}}
 print("a note")
 print(json.dumps({
@@ -126,6 +127,19 @@ class ScriptsTest(unittest.TestCase):
         self.measure("--only", "prefill f16", "--peers")
         self.assertEqual([peer["name"] for peer in self.rows()["prefill f16"]["peers"]], ["ggml"])
         self.assertNotIn("peers", self.rows()["prefill f16 dim 64"])
+        self.draw()
+        self.assertIn("| prefill f16 | ggml 1 | 750 | 3.00 |", self.document.read_text())
+
+    def test_peers_stay_where_the_row_is_measured_again_without_them(self):
+        self.measure("--only", "prefill f16", "--peers")
+        beside = self.rows()["prefill f16"]["peers"]
+        self.assertEqual(beside[0]["ratio_min"], 3.0)
+        faster = self.coppice.read_text().replace('"seconds_min": 0.25', '"seconds_min": 0.2')
+        self.coppice.write_text(faster)
+        self.measure("--only", "prefill f16")
+        again = self.rows()["prefill f16"]
+        self.assertEqual(again["seconds_min"], 0.2)
+        self.assertEqual(again["peers"], beside)
         self.draw()
         self.assertIn("| prefill f16 | ggml 1 | 750 | 3.00 |", self.document.read_text())
 
