@@ -103,6 +103,14 @@ ROWS = (
         ("--method", "dense", "--tokens", 16 * KI, "--head-dim", 64),
         label="f16, no groups, 16 Ki",
     ),
+    *(
+        Row(
+            f"decode f16 16 Ki {heads}/{kv_heads} heads", "decode",
+            ("--phase", "decode", "--heads", heads, "--kv-heads", kv_heads),
+            ("--method", "dense", "--tokens", 16 * KI),
+        )
+        for heads, kv_heads in ((40, 8), (28, 4), (64, 8))
+    ),
     *(block_sparse(block, label=f"blocks of {block}") for block in (8, 16, 32, 64)),
     *(
         block_sparse(block, "bf16 fast", "--kv-type", "bf16", "--fast")
