@@ -41,8 +41,9 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
 }
 
 // Rows that share a widened key or value: up to 4 with four keys, or with 32 registers as wide as these up to
-// 8 with two. Against two passes of four (Xeon, f16, 8 KV heads x 128, 2 and 64 Ki keys, in turn) 5 rows are
-// 12 and 10 to 14 % faster, 7 rows 5 and 11, 8 rows 2 and 4. Not measured on Zen 4.
+// 8 with two. Against two passes of four (Xeon, f16, 8 KV heads x 128, in turn) at 64 Ki keys 5 rows are 10 to
+// 18 % faster, 7 rows 4 to 15, 8 rows 0 to 5; at 2 Ki 12 to 14 %, 6 % faster to 6 slower, 1 to 4 faster. Not
+// measured on Zen 4.
 constexpr int kRowsOfPass = Vec::kLanes == 16 ? 8 : 4;
 
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
@@ -137,7 +138,7 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
   }
   RowsAhead fetch = ahead;
   for (int j = 0; j < count; ++j) {
-    if (NV == 4 || j % 2 == 0) fetch.Fetch();
+    if (NV == 4 || j % 2 == 0) fetch.Fetch();  // as much as four vectors of f16
     const std::byte* row = values.data + offsets[j];
     Vec value[NV];
 #pragma GCC unroll 4
@@ -178,7 +179,7 @@ using ScoreChunkFn = void (*)(const float*, const RowsView&, const std::int64_t*
 using AddChunkFn = void (*)(const float*, const float*, const RowsView&, const std::int64_t*, int,
                             RowsAhead&, float*);
 
-// functions<kType>.score[R] and .add[R], for up to kRowsOfPass rows.
+// kChunkFunctions<kType>.score[R] and .add[R], for up to kRowsOfPass rows.
 template <DType kType>
 struct ChunkFunctions {
   ScoreChunkFn score[kRowsOfPass + 1] = {};

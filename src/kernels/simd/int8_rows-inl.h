@@ -71,10 +71,7 @@ struct Int8Rows {
       const int some = Min(kQuad, blocks - first);
       alignas(64) float scales[kQuad * kChunkKeys];
       TakeScales(keys, first, some, scales);
-      for (int row = 0; row < args.rows; row += kRowsOfPass) {
-        kScoreKeys[Min(kRowsOfPass, args.rows - row)](from, row, first, some, blocks, keys, scales,
-                                                      ahead, scores + row * kChunkKeys);
-      }
+      kScoreKeys[args.rows](from, first, some, blocks, keys, scales, ahead, scores);
     }
   }
 
@@ -86,10 +83,7 @@ struct Int8Rows {
       const int some = Min(kQuad, blocks - first);
       alignas(64) float scales[kQuad * kChunkKeys];
       const float step = TakeScales(values, first, some, scales) / 32767;
-      for (int row = 0; row < args.rows; row += kRowsOfPass) {
-        kAddBlocks[Min(kRowsOfPass, args.rows - row)](few, row, first, some, blocks, values, scales,
-                                                      step, ahead);
-      }
+      kAddBlocks[args.rows](few, first, some, blocks, values, scales, step, ahead);
     }
   }
 
@@ -210,10 +204,10 @@ struct Int8Rows {
   // one port, products two, and each product of a chain waits for the one before: so a block is turned
   // before the products of its predecessor, and those are two chains for up to four rows (Xeon, from the first
   // level: 15.0 to 12.3 cycles a key). More rows are chains enough, and share what was turned: against two
-  // passes of four (512 keys and 16 Ki, in turn) 5 rows are 18 and 24 % faster, 7 rows 14 and 9, 8 rows 11 and 8.
+  // passes of four (512 keys and 16 Ki, in turn) 5 rows are 16 and 20 % faster, 7 rows 13 and 15, 8 rows 11.
   template <int R>
-  static void ScoreKeys(const Operands& from, int row, int first, int some, int blocks,
-                        const Rows& keys, const float* scales, RowsAhead& ahead, float* scores) {
+  static void ScoreKeys(const Operands& from, int first, int some, int blocks, const Rows& keys,
+                        const float* scales, RowsAhead& ahead, float* scores) {
     constexpr int kChains = R > 4 ? 1 : 2;
     RowsAhead fetch = ahead;
     for (int j = 0; j < keys.count; j += kLanes) {
@@ -234,7 +228,7 @@ struct Int8Rows {
         __m512i dots[R][kChains];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          const int at = (row + r) * blocks + first + block;
+          const int at = r * blocks + first + block;
           query[r] = from.queries + at * kWords;
           dots[r][0] = _mm512_set1_epi32(from.starts[at]);
           if constexpr (kChains == 2) dots[r][1] = _mm512_setzero_si512();
@@ -254,7 +248,7 @@ struct Int8Rows {
         for (int r = 0; r < R; ++r) {
           if constexpr (kChains == 2) dots[r][0] = _mm512_add_epi32(dots[r][0], dots[r][1]);
           const Vec dot = {_mm512_cvtepi32_ps(dots[r][0])};
-          const Vec scale = Vec::Set(from.query_scales[(row + r) * blocks + first + block]);
+          const Vec scale = Vec::Set(from.query_scales[r * blocks + first + block]);
           sum[r] = MulAdd(dot * scale, key_scale, sum[r]);
         }
       }
@@ -285,13 +279,12 @@ struct Int8Rows {
   // outputs[r] of some blocks and R rows, shrunk, plus all keys of the chunk. step: of weights, for a
   // probability of 1.
   template <int R>
-  static void AddBlocks(const FewSums& few, int row, int first, int some, int blocks,
-                        const Rows& values, const float* scales, float step, RowsAhead& ahead) {
+  static void AddBlocks(const FewSums& few, int first, int some, int blocks, const Rows& values,
+                        const float* scales, float step, RowsAhead& ahead) {
     alignas(64) float shares[R * kChunkKeys];
     float units[R];
     for (int r = 0; r < R; ++r) {
-      units[r] =
-          Share(few.scores + (row + r) * kChunkKeys, values.count, step, shares + r * kChunkKeys);
+      units[r] = Share(few.scores + r * kChunkKeys, values.count, step, shares + r * kChunkKeys);
     }
     for (int block = 0; block < some; ++block) {
       alignas(64) std::int16_t weights[R * kChunkKeys];
@@ -299,7 +292,7 @@ struct Int8Rows {
         Weigh(shares + r * kChunkKeys, scales + block * kChunkKeys, values.count,
               weights + r * kChunkKeys);
       }
-      AddBlock<R>(few, weights, units, row, values, first + block, blocks, ahead);
+      AddBlock<R>(few, weights, units, values, first + block, blocks, ahead);
     }
   }
 
@@ -315,7 +308,7 @@ struct Int8Rows {
   }
 
   template <int R>
-  static void AddBlock(const FewSums& few, const std::int16_t* weights, const float* units, int row,
+  static void AddBlock(const FewSums& few, const std::int16_t* weights, const float* units,
                        const Rows& values, int block, int blocks, RowsAhead& ahead) {
     __m512i sum[R][2];
 #pragma GCC unroll 8
@@ -350,9 +343,9 @@ struct Int8Rows {
         _mm512_set_epi32(31, 30, 29, 28, 27, 26, 25, 24, 15, 14, 13, 12, 11, 10, 9, 8);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      float* output = few.outputs + ((row + r) * blocks + block) * kBlock;
+      float* output = few.outputs + (r * blocks + block) * kBlock;
       const Vec unit = Vec::Set(units[r]);
-      const Vec shrink = Vec::Set(few.shrink[row + r]);
+      const Vec shrink = Vec::Set(few.shrink[r]);
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
         const Vec more = {_mm512_cvtepi32_ps(
@@ -362,16 +355,17 @@ struct Int8Rows {
     }
   }
 
-  using ScoreKeysFn = void (*)(const Operands&, int, int, int, int, const Rows&, const float*,
+  using ScoreKeysFn = void (*)(const Operands&, int, int, int, const Rows&, const float*,
                                RowsAhead&, float*);
-  using AddBlocksFn = void (*)(const FewSums&, int, int, int, int, const Rows&, const float*, float,
+  using AddBlocksFn = void (*)(const FewSums&, int, int, int, const Rows&, const float*, float,
                                RowsAhead&);
-  static constexpr ScoreKeysFn kScoreKeys[] = {nullptr,      ScoreKeys<1>, ScoreKeys<2>,
-                                               ScoreKeys<3>, ScoreKeys<4>, ScoreKeys<5>,
-                                               ScoreKeys<6>, ScoreKeys<7>, ScoreKeys<8>};
-  static constexpr AddBlocksFn kAddBlocks[] = {nullptr,      AddBlocks<1>, AddBlocks<2>,
-                                               AddBlocks<3>, AddBlocks<4>, AddBlocks<5>,
-                                               AddBlocks<6>, AddBlocks<7>, AddBlocks<8>};
+  // [R]: all rows share what is turned and widened.
+  static constexpr ScoreKeysFn kScoreKeys[kMaxFewRows + 1] = {
+      nullptr,      ScoreKeys<1>, ScoreKeys<2>, ScoreKeys<3>, ScoreKeys<4>,
+      ScoreKeys<5>, ScoreKeys<6>, ScoreKeys<7>, ScoreKeys<8>};
+  static constexpr AddBlocksFn kAddBlocks[kMaxFewRows + 1] = {
+      nullptr,      AddBlocks<1>, AddBlocks<2>, AddBlocks<3>, AddBlocks<4>,
+      AddBlocks<5>, AddBlocks<6>, AddBlocks<7>, AddBlocks<8>};
 };
 
 constexpr Solver kRowsInt8 = {"rows int8 int16", AttendRows<Int8Rows>, RowsScratchOf<Int8Rows>};
