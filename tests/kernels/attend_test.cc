@@ -69,7 +69,7 @@ TEST_P(AttendKernel, AllTypesAndDims) {
     for (const auto& [dim_k, dim_v] :
          {std::pair{64, 64}, {80, 80}, {96, 96}, {128, 128}, {192, 128}, {256, 256}, {16, 48}}) {
       if (type == DType::kQ8_0 && (dim_k % 32 != 0 || dim_v % 32 != 0)) continue;
-      for (const int rows : {1, 4, 9, 70}) {
+      for (const int rows : {1, 4, 7, 9, 70}) {
         const KernelProblem problem(type, rows, 333, dim_k, dim_v, 7);
         ExpectClose(kernels(), problem,
                     std::string(NameOf(type)) + " dims " + std::to_string(dim_k) + "/" +
@@ -84,7 +84,7 @@ TEST_P(AttendKernel, OddMultiplesOfTheSmallestDim) {
   const int unit = kernels().dim_multiple;
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
     for (const auto& [units_k, units_v] : {std::pair{1, 1}, {3, 5}, {7, 3}}) {
-      for (const int rows : {1, 4, 9, 70}) {
+      for (const int rows : {1, 4, 7, 9, 70}) {
         const KernelProblem problem(type, rows, 101, units_k * unit, units_v * unit, 13);
         ExpectClose(kernels(), problem,
                     std::string(NameOf(type)) + " units " + std::to_string(units_k) + "/" +
@@ -180,7 +180,7 @@ TEST_P(AttendKernel, FastArithmeticStaysWithinItsBounds) {
   }
 }
 
-// Kernels of few rows take four at a time and slices of 64 and 32 elements.
+// Kernels of few rows take four or eight at a time and slices of 64 and 32 elements.
 TEST_P(AttendKernel, FastArithmeticOfFewRowsStaysWithinItsBounds) {
   for (const int rows : {1, 2, 3, 4, 5, 6, 7, 8}) {
     for (const int keys : {1, 2, 95}) {
