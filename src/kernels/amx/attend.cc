@@ -23,6 +23,8 @@ using Bf16 = std::uint16_t;  // its bits
 // clang-format off
 #include "kernels/simd/avx512_vec-inl.h"
 constexpr int kFetchStreams = 4;
+constexpr int kRowsOfPass = 8;
+constexpr int kSearchGroups = 8;  // 4 were 0 to 11 % slower: the keys that groups share become fewer
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
 #include "kernels/simd/int8_rows-inl.h"
@@ -63,7 +65,6 @@ const KernelTable amx::kTable = [] {
   KernelTable table = MakeTable("amx", /*tile_rows=*/1024, /*split_keys=*/8192);
   table.score_blocks = ScoreBlocksAmx;
   table.score_scratch = ScoreScratchAmx;
-  table.search_groups = 8;  // 4 were 0 to 11 % slower: the keys that groups share become fewer
   return table;
 }();
 

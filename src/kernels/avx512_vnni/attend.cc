@@ -12,7 +12,10 @@ namespace {
 // Each needs the one before.
 // clang-format off
 #include "kernels/simd/avx512_vec-inl.h"
+// Figures are in avx512/.
 constexpr int kFetchStreams = 4;
+constexpr int kRowsOfPass = 8;
+constexpr int kSearchGroups = 2;
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
 #include "kernels/simd/int8_rows-inl.h"

@@ -48,6 +48,11 @@ inline Vec ScaleOrZero(Vec p, Vec n, Vec x) {
   return {vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(scaled), drop))};
 }
 inline float SumLanes(Vec a) { return vaddvq_f32(a.v); }
+// x, kept from being read from memory again by each instruction that takes it.
+inline Vec InRegister(Vec x) {
+  asm("" : "+w"(x.v));
+  return x;
+}
 inline float MaxLanes(Vec a) { return vmaxvq_f32(a.v); }
 inline void StoreFourMaxima(Vec a, Vec b, Vec c, Vec d, float* out) {
   const Vec of[] = {a, b, c, d};
@@ -73,6 +78,8 @@ inline float WidenBf16(std::uint16_t bits) {
 }
 
 constexpr int kFetchStreams = 1;
+constexpr int kRowsOfPass = 4;
+constexpr int kSearchGroups = 2;
 // A panel of 4 vectors, 16 rows, takes 10 loads for 24 multiply-adds; one of 2 would take 14.
 constexpr int kPanelVectors = 4;
 // Rows for each number of lane vectors: with 32 registers, 24 accumulators, 4 lane vectors and a

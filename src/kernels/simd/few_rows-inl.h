@@ -40,12 +40,6 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
   few.total = cutter.Take<float>(kMaxFewRows * Vec::kLanes);
 }
 
-// Rows that share a widened key or value: up to 4 with four keys, or with 32 registers as wide as these up to
-// 8 with two. Against two passes of four (Xeon, f16, 8 KV heads x 128, in turn) at 64 Ki keys 5 rows are 10 to
-// 18 % faster, 7 rows 4 to 15, 8 rows 0 to 5; at 2 Ki 12 to 14 %, 6 % faster to 6 slower, 1 to 4 faster. Not
-// measured on Zen 4.
-constexpr int kRowsOfPass = Vec::kLanes == 16 ? 8 : 4;
-
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
 // compiler would find its elements with vector arithmetic, which waits behind the sums of the four
 // keys before (Zen 4, 4 rows x 128: 47 cycles a key against 40).
@@ -77,7 +71,8 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
   }
 }
 
-// The same for two keys, and more than four rows.
+// The same for two keys, and more than four rows. Each query is loaded for itself: as an operand of both
+// products it would be loaded twice, and loads are as scarce as products (Zen 4, 5 and 6 rows: 5 % faster).
 template <int R, DType kType>
 inline void ScoreTwoKeys(const float* queries, int dim, const std::byte* a, const std::byte* b,
                          RowsAhead& ahead, float* scores) {
@@ -90,7 +85,7 @@ inline void ScoreTwoKeys(const float* queries, int dim, const std::byte* a, cons
     const Vec key[2] = {LoadAs<kType>(a, i), LoadAs<kType>(b, i)};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec query = Vec::Load(queries + r * dim + i);
+      const Vec query = InRegister(Vec::Load(queries + r * dim + i));
       sum[r][0] = MulAdd(query, key[0], sum[r][0]);
       sum[r][1] = MulAdd(query, key[1], sum[r][1]);
     }
@@ -200,22 +195,25 @@ struct ChunkFunctions {
 template <DType kType>
 constexpr ChunkFunctions<kType> kChunkFunctions;
 
-// For any number of rows, as many at a time as share a pass.
+// For any number of rows: all in one pass, or half of them in each of two.
+static_assert(kMaxFewRows <= 2 * kRowsOfPass);
+inline int RowsOfPass(int rows) { return rows <= kRowsOfPass ? rows : (rows + 1) / 2; }
+
 inline void ScoreRows(const float* queries, int rows, const RowsView& keys,
                       const std::int64_t* offsets, int count, RowsAhead& ahead, float* scores) {
-  for (int row = 0; row < rows; row += kRowsOfPass) {
-    const ScoreChunkFn score = WithType(keys.type, [&]<DType kType>() {
-      return kChunkFunctions<kType>.score[Min(kRowsOfPass, rows - row)];
-    });
+  for (int row = 0, pass = 0; row < rows; row += pass) {
+    pass = RowsOfPass(rows - row);
+    const ScoreChunkFn score =
+        WithType(keys.type, [&]<DType kType>() { return kChunkFunctions<kType>.score[pass]; });
     score(queries + row * keys.dim, keys, offsets, count, ahead, scores + row * kChunkKeys);
   }
 }
 inline void AddRows(const float* weights, const float* shrink, int rows, const RowsView& values,
                     const std::int64_t* offsets, int count, RowsAhead& ahead, float* outputs) {
-  for (int row = 0; row < rows; row += kRowsOfPass) {
-    const AddChunkFn add = WithType(values.type, [&]<DType kType>() {
-      return kChunkFunctions<kType>.add[Min(kRowsOfPass, rows - row)];
-    });
+  for (int row = 0, pass = 0; row < rows; row += pass) {
+    pass = RowsOfPass(rows - row);
+    const AddChunkFn add =
+        WithType(values.type, [&]<DType kType>() { return kChunkFunctions<kType>.add[pass]; });
     add(weights + row * kChunkKeys, shrink + row, values, offsets, count, ahead,
         outputs + row * values.dim);
   }

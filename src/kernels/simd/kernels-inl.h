@@ -4,6 +4,11 @@
 // the constants below in its own anonymous namespace, then includes this file inside it, so that
 // no function of one instruction set can be linked into another.
 //
+//   kPanelVectors, kRegisterRows   the tile that fills the registers (tile-inl.h)
+//   kFetchStreams                  streams of memory that are fetched side by side (chunk-inl.h)
+//   kRowsOfPass                    query rows that share a widened key or value (few_rows-inl.h)
+//   kSearchGroups                  query blocks that are searched together (KernelTable::search_groups)
+//
 // tile-inl.h takes many rows (prefill), few_rows-inl.h few (decode) in chunks of chunk-inl.h, score-inl.h
 // the candidates of a search; below is what makes a table of them. Scores are kept in base 2: queries are
 // scaled by scale * log2(e) once.
@@ -70,11 +75,6 @@ void Attend(const AttendArgs* args, int problems) {
 }
 std::size_t AttendScratch(const AttendShape& shape) { return Choose(shape).scratch(shape); }
 std::string_view Kernel(const AttendShape& shape) { return Choose(shape).name; }
-
-// Query blocks that are searched together: what each scores for the other costs less than what they share
-// (Xeon, 8/2 heads x 128, f16: AVX-512 17, 16 and 13 % faster at 8, 32 and 128 Ki tokens, AVX2 9, 6 and 2).
-// Four were 7 % faster at 8 Ki and 3 to 6 % slower at 128 Ki.
-constexpr int kSearchGroups = 2;
 
 constexpr KernelTable MakeTable(std::string_view isa, int tile_rows, int split_keys) {
   return {.isa = isa,
