@@ -35,10 +35,10 @@ inline void LocateRows(const std::int32_t* rows, int count, std::int64_t stride,
 // Streams: presumably a processor's own prefetching goes ahead in each of them, and leaves fewer fetches of
 // ours to wait for memory, of which a core has few at a time (Xeon, f16, 64 Ki keys, 32/8 heads x 128: 22.0 ms
 // with one stream, 18.5 with two, 17.5 with four or eight; parts of 256 bytes were as fast, of 1,024 2 to
-// 6 % slower). One stream, where that was not measured, asks for each line twice, the second time 16
-// steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them
-// at four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys: bf16
-// 20.9 to 24.9 GB/s). With four streams that is slower (Xeon: 18.9 ms).
+// 6 % slower). Zen 4 is 4 to 21 % slower with two or four, and one stream asks for each line twice, the second
+// time 16 steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires
+// them at four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys:
+// bf16 20.9 to 24.9 GB/s). With four streams that is slower (Xeon: 18.9 ms).
 //
 // Not into the first level: the rows of one head lie a power of two apart there, and push each other
 // out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).

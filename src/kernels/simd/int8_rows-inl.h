@@ -24,7 +24,7 @@
 // Cost of a key for 4 rows of dim 128, counted in the source: 8 + 16 dot-product instructions, where
 // f32 takes 64 multiply-adds, beside 8 + 8 shuffles and conversions. Zen 4, 64 Ki keys: 14.2 GB/s
 // against the 8.0 of widened numbers. Gathering scales in one store for four blocks and packing weights
-// 32 at a time took the same on a Xeon from 13.8 to 11.6 ms; on Zen 4 they were not measured.
+// 32 at a time took the same on a Xeon from 13.8 to 11.6 ms.
 //
 // The int8 products of AMX were no faster: keys as left operand as they lie in the cache, scales and all,
 // and values interleaved by fours, take as long as this from the caches and longer from memory (64 Ki keys: 16
