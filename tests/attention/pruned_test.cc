@@ -7,7 +7,6 @@
 #include <set>
 
 #include "attention/layer.h"
-#include "kernels/table.h"
 
 namespace coppice::testing {
 namespace {
@@ -101,7 +100,8 @@ TEST_P(PrunedAttention, ReadsWhatSelectSelects) {
     run(layer.Inputs());
     const BlockMask& mask = run.attention.mask();
     const int blocks = mask.heads * mask.query_blocks;
-    EXPECT_EQ(run.attention.items() < blocks, FindKernels(GetParam())->search_groups > 1);
+    const bool alone = GetParam() == "generic" || GetParam() == "avx512_bf16";
+    EXPECT_EQ(run.attention.items() < blocks, !alone);
     ThreadPool pool(1);
     const Result<BlockMask> selected =
         Select(layer.queries.view(), layer.keys.view(), settings, pool, GetParam());

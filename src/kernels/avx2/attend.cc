@@ -52,11 +52,6 @@ inline float SumLanes(Vec a) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-// x, kept from being read from memory again by each instruction that takes it.
-inline Vec InRegister(Vec x) {
-  asm("" : "+x"(x.v));
-  return x;
-}
 inline float MaxLanes(Vec a) {
   __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
@@ -91,7 +86,7 @@ inline float WidenBf16(std::uint16_t bits) {
 
 constexpr int kFetchStreams = 1;
 constexpr int kRowsOfPass = 4;
-// Xeon: 9, 6 and 2 % faster than one at 8, 32 and 128 Ki tokens; Zen 4: 6 % faster, 1 and 4 slower.
+// Xeon: 9, 6 and 2 % faster than one at 8, 32 and 128 Ki tokens; Zen 4: 5 % faster, 1 and 4 slower.
 constexpr int kSearchGroups = 2;
 constexpr int kPanelVectors = 2;
 // Rows for each number of lane vectors: with 16 registers, 12 accumulators, 2 lane vectors and a

@@ -13,11 +13,11 @@ namespace {
 // clang-format off
 #include "kernels/simd/avx512_vec-inl.h"
 constexpr int kFetchStreams = 1;
-// Zen 4, f16, 8 KV heads x 128, 256 and 16 Ki keys, in turn, against two passes: 5 rows are 3 and 14 % faster, 6
-// rows 0 and 3; 7 and 8 rows are 5 to 8 % slower.
+// Zen 4, f16, 8 KV heads x 128, 256 and 16 Ki keys, in turn, against two passes: 5 rows are 1 to 3 and 15 to
+// 16 % faster, 6 rows 0 to 1 and 2 to 3; 7 and 8 rows are 4 to 8 % slower.
 constexpr int kRowsOfPass = 6;
 // Zen 4, f16, 8/2 heads x 128, 8, 32 and 128 Ki tokens: two are 4 % faster, 3 and 5 to 8 slower; where neighbours
-// have nothing in common (random keys), 3 % faster, 24 and 36 slower.
+// have nothing in common (random keys), 3 % faster, 24 and 35 slower.
 constexpr int kSearchGroups = 1;
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"

@@ -48,11 +48,6 @@ inline Vec ScaleOrZero(Vec p, Vec n, Vec x) {
   return {vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(scaled), drop))};
 }
 inline float SumLanes(Vec a) { return vaddvq_f32(a.v); }
-// x, kept from being read from memory again by each instruction that takes it.
-inline Vec InRegister(Vec x) {
-  asm("" : "+w"(x.v));
-  return x;
-}
 inline float MaxLanes(Vec a) { return vmaxvq_f32(a.v); }
 inline void StoreFourMaxima(Vec a, Vec b, Vec c, Vec d, float* out) {
   const Vec of[] = {a, b, c, d};

@@ -40,11 +40,6 @@ inline Vec ScaleOrZero(Vec p, Vec n, Vec x) {
   return {_mm512_maskz_scalef_ps(keep, p.v, n.v)};
 }
 inline float SumLanes(Vec a) { return _mm512_reduce_add_ps(a.v); }
-// x, kept from being read from memory again by each instruction that takes it.
-inline Vec InRegister(Vec x) {
-  asm("" : "+v"(x.v));
-  return x;
-}
 inline float MaxLanes(Vec a) { return _mm512_reduce_max_ps(a.v); }
 inline bool AnyDifferent(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ) != 0; }
 // score in the lanes with begin <= key < end, -inf in the others.

@@ -38,7 +38,7 @@ inline void LocateRows(const std::int32_t* rows, int count, std::int64_t stride,
 // 6 % slower). Zen 4 is 4 to 21 % slower with two or four, and one stream asks for each line again, 16 and 32
 // steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them at
 // four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys, twice
-// instead of once: bf16 20.9 to 24.9 GB/s; three times: one row to a KV head 2 to 6 % faster at 16 and 64 Ki).
+// instead of once: bf16 20.9 to 24.9 GB/s; three times: one row to a KV head 2 to 5 % faster at 16 and 64 Ki).
 // With four streams a second request is slower (Xeon: 18.9 ms).
 //
 // Not into the first level: the rows of one head lie a power of two apart there, and push each other

@@ -66,6 +66,16 @@ inline Vec LoadAs(const std::byte* row, int i) {
   return Vec::LoadBf16(half);
 }
 
+// x, kept from being read from memory again by each instruction that takes it.
+inline Vec InRegister(Vec x) {
+#if defined(__aarch64__)
+  asm("" : "+w"(x.v));
+#else
+  asm("" : "+v"(x.v));
+#endif
+  return x;
+}
+
 // Calls function.operator()<type>() for a type known at run time.
 template <typename Function>
 inline auto WithType(DType type, Function function) {
