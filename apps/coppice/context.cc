@@ -37,9 +37,20 @@ llama_context_params Params(const ContextOptions& options) {
   return params;
 }
 
+double KvBytes(const Model& model, const ContextOptions& options) {
+  return model.KvBytesPerToken(TypeOf(options.kv_type)) * options.tokens;
+}
+
+// libllama fills the cells of its cache first, 10 GB for 200 million tokens, and asks for the memory of keys
+// and values after that. Twice, for layers may share them.
+bool CannotFit(const Model& model, const ContextOptions& options) {
+  return model.EveryLayerKeepsAll() &&
+         KvBytes(model, options) > 2 * static_cast<double>(AvailableMemory());
+}
+
 Status NoContext(const Model& model, const ContextOptions& options) {
   const std::string error = TakeLlamaError();
-  const double bytes = model.KvBytesPerToken(TypeOf(options.kv_type)) * options.tokens;
+  const double bytes = KvBytes(model, options);
   return Status::ResourceExhausted(
       "no context of " + WithCommas(options.tokens) + " tokens for model '" + model.path() +
       "': its KV cache takes up to " + HumanBytes(bytes) + ", " +
@@ -51,6 +62,8 @@ Status NoContext(const Model& model, const ContextOptions& options) {
 
 Result<Context> Context::Create(const Model& model, const AttentionChoice& choice,
                                 const ContextOptions& options) {
+  TakeLlamaError();
+  if (CannotFit(model, options)) return NoContext(model, options);
   llama_context_params params = Params(options);
   Context context;
   if (!choice.off) {
@@ -61,7 +74,6 @@ Result<Context> Context::Create(const Model& model, const AttentionChoice& choic
     Status status = context.attention_->Attach(params, model.get());
     if (!status.ok()) return status;
   }
-  TakeLlamaError();
   const DamageGuard guard(model.path());
   {
     const MemoryCeiling ceiling;

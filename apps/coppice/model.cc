@@ -146,4 +146,9 @@ double Model::KvBytesPerToken(ggml_type type) const {
          static_cast<double>(ggml_blck_size(type));
 }
 
+bool Model::EveryLayerKeepsAll() const {
+  return llama_model_n_swa(get()) == 0 && !llama_model_is_recurrent(get()) &&
+         !llama_model_is_hybrid(get());
+}
+
 }  // namespace coppice::app

@@ -31,8 +31,10 @@ class Model {
   const std::string& path() const { return path_; }
   std::string description() const;
 
-  // Bytes that keys and values of one token take, if no layer had a sliding window.
+  // Bytes that keys and values of one token take, if every layer keeps them.
   double KvBytesPerToken(ggml_type type) const;
+  // No layer has a sliding window, or a state instead of keys and values.
+  bool EveryLayerKeepsAll() const;
 
  private:
   struct Free {
