@@ -66,6 +66,11 @@ TEST_F(BenchWithoutPeers, APythonThatIsNotThereIsNamed) {
   }
 }
 
+TEST(Bench, MeasuresAsManyRoundsAsAskedFor) {
+  EXPECT_EQ(Bench({"--phase", "decode", "--method", "dense", "--rounds", "2000"}).Json()["rounds"],
+            2000);
+}
+
 TEST(Bench, ErrorOfAPrunedResultIsThatOfThePruning) {
   const nlohmann::json json = Bench({"--phase", "decode", "--budget", "256"}).Json();
   const double against_dense = json["rel_error_vs_dense"];
