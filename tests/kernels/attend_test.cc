@@ -32,6 +32,14 @@ double BoundOf(const std::string& kernel, DType type) {
   return type == DType::kBF16 ? kBf16Bound : kRoundedKeysBound;
 }
 
+bool HasFastArithmetic(const KernelTable& kernels, DType type, int rows) {
+  AttendShape shape = {
+      .rows = rows, .dim_k = 128, .dim_v = 128, .key_type = type, .value_type = type};
+  const std::string_view exact = kernels.kernel(shape);
+  shape.fast = true;
+  return kernels.kernel(shape) != exact;
+}
+
 std::string KernelOf(const KernelTable& kernels, const KernelProblem& problem) {
   return std::string(kernels.kernel({.rows = problem.rows(),
                                      .dim_k = static_cast<int>(problem.keys.dim),
@@ -209,10 +217,13 @@ TEST_P(AttendKernel, FastArithmeticHidesWhatARowDoesNotSee) {
 }
 
 // An error of a score is a relative one of its weight, so peaked attention suffers more; the sums
-// themselves must not lose anything over many chunks.
+// themselves must not lose anything over many chunks. Exact kernels have LongContextKeepsItsAccuracy.
 TEST_P(AttendKernel, FastArithmeticKeepsItsAccuracyOverLongContexts) {
+  int kernels_tested = 0;
   for (const DType type : {DType::kBF16, DType::kQ8_0}) {
     for (const int rows : {4, 7, 48}) {
+      if (!HasFastArithmetic(kernels(), type, rows)) continue;
+      ++kernels_tested;
       for (const auto& [sharpness, bound] : {std::pair{1.0f, 8e-3}, {4.0f, 3e-2}}) {
         KernelProblem problem(type, rows, 16384, 128, 128, 21, sharpness);
         problem.fast = true;
@@ -222,6 +233,7 @@ TEST_P(AttendKernel, FastArithmeticKeepsItsAccuracyOverLongContexts) {
       }
     }
   }
+  if (kernels_tested == 0) GTEST_SKIP() << "no kernel is faster than the exact ones";
 }
 
 // Several KV heads in one call give what each gives alone.
