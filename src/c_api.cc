@@ -1,11 +1,21 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
 // The C interface over the C++ one: checks, converts, and keeps the text of the last error.
+#include <atomic>
 #include <new>
 #include <string>
+#include <system_error>
 
 #include "coppice/attention.h"
 #include "coppice/coppice.h"
+
+struct coppice_pool {
+  explicit coppice_pool(int threads) : threads(threads), workspace(threads) {}
+
+  coppice::ThreadPool threads;
+  coppice::Workspace workspace;
+  std::atomic_flag in_use = ATOMIC_FLAG_INIT;
+};
 
 namespace {
 
@@ -35,6 +45,40 @@ coppice::TensorView View(const coppice_tensor& tensor) {
           tensor.head_stride};
 }
 
+coppice::Status CheckThreads(std::int32_t threads) {
+  if (threads >= 1 && threads <= 1024) return coppice::Status::Ok();
+  return coppice::Status::InvalidArgument("threads is " + std::to_string(threads) +
+                                          "; it must be between 1 and 1024");
+}
+
+coppice::Status Attend(const coppice::AttentionInputs& inputs,
+                       const coppice::AttentionSettings& settings, coppice_pool& pool) {
+  coppice::Result<coppice::Attention> attention = coppice::Attention::Create(settings);
+  if (!attention.ok()) return attention.status();
+  coppice::Status status = attention->Plan(inputs, pool.workspace);
+  if (!status.ok()) return status;
+  pool.threads.Run(attention->items(),
+                   [&](int item, int thread) { attention->RunItem(item, thread); });
+  return status;
+}
+
+// Of a pool, by one call at a time.
+class Use {
+ public:
+  explicit Use(coppice_pool& pool)
+      : pool_(pool), alone_(!pool.in_use.test_and_set(std::memory_order_acquire)) {}
+  ~Use() {
+    if (alone_) pool_.in_use.clear(std::memory_order_release);
+  }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+  bool alone() const { return alone_; }
+
+ private:
+  coppice_pool& pool_;
+  const bool alone_;
+};
+
 coppice::Status AttendChecked(const coppice_attend_args& args) {
   using coppice::Status;
   if (args.struct_size != sizeof(coppice_attend_args)) {
@@ -43,9 +87,8 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
                                    "; call coppice_attend_args_init");
   }
   if (args.method == nullptr) return Status::InvalidArgument("method is null");
-  if (args.threads < 1 || args.threads > 1024) {
-    return Status::InvalidArgument("threads is " + std::to_string(args.threads) +
-                                   "; it must be between 1 and 1024");
+  if (args.pool == nullptr) {
+    if (Status status = CheckThreads(args.threads); !status.ok()) return status;
   }
   for (const coppice_tensor* tensor : {&args.queries, &args.keys, &args.values, &args.output}) {
     if (tensor->dtype < COPPICE_F32 || tensor->dtype > COPPICE_Q8_0) {
@@ -82,8 +125,43 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
       .softcap = args.softcap,
       .alibi_slopes = args.alibi_slopes,
       .sinks = args.sinks};
-  coppice::ThreadPool pool(args.threads);
-  return coppice::Attend(inputs, settings, pool);
+  if (args.pool == nullptr) {
+    coppice_pool pool(args.threads);
+    return Attend(inputs, settings, pool);
+  }
+  const Use use(*args.pool);
+  if (!use.alone()) {
+    return Status::InvalidArgument(
+        "the pool runs another call; it takes one at a time, so give each caller its own");
+  }
+  return Attend(inputs, settings, *args.pool);
+}
+
+coppice::Status CreatePool(std::int32_t threads, coppice_pool** pool) {
+  if (pool == nullptr) return coppice::Status::InvalidArgument("pool is null");
+  *pool = nullptr;
+  if (coppice::Status status = CheckThreads(threads); !status.ok()) return status;
+  *pool = new coppice_pool(threads);
+  return coppice::Status::Ok();
+}
+
+// The code of what `call` returns or throws, with its text in last_error.
+template <typename Call>
+int Run(Call call) {
+  try {
+    const coppice::Status status = call();
+    last_error = status.message();
+    return ErrorCode(status.code());
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+    return COPPICE_RESOURCE_EXHAUSTED;
+  } catch (const std::system_error& error) {
+    last_error = std::string("no thread could be started: ") + error.what();
+    return COPPICE_RESOURCE_EXHAUSTED;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return COPPICE_INTERNAL;
+  }
 }
 
 }  // namespace
@@ -114,18 +192,16 @@ void coppice_attend_args_init(coppice_attend_args* args) {
   args->threads = 1;
 }
 
+int coppice_pool_create(int32_t threads, coppice_pool** pool) {
+  return Run([&] { return CreatePool(threads, pool); });
+}
+void coppice_pool_free(coppice_pool* pool) { delete pool; }
+
 int coppice_attend(const coppice_attend_args* args) {
-  try {
-    const coppice::Status status =
-        args == nullptr ? coppice::Status::InvalidArgument("args is null") : AttendChecked(*args);
-    last_error = status.message();
-    return ErrorCode(status.code());
-  } catch (const std::bad_alloc&) {
-    return COPPICE_RESOURCE_EXHAUSTED;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return COPPICE_INTERNAL;
-  }
+  return Run([&] {
+    return args == nullptr ? coppice::Status::InvalidArgument("args is null")
+                           : AttendChecked(*args);
+  });
 }
 
 }  // extern "C"

@@ -16,7 +16,8 @@ namespace coppice {
 // thread works too, as thread 0.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);
+  explicit ThreadPool(
+      int threads);  // throws std::system_error where the system starts no more of them
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

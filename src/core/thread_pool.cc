@@ -43,6 +43,11 @@ struct ThreadPool::State {
   std::vector<StallableThread> threads;  // the caller's first
 
   explicit State(int count) : threads(static_cast<std::size_t>(count)) {}
+  ~State() {
+    stop.store(true, std::memory_order_release);
+    Announce();
+    for (std::thread& worker : workers) worker.join();
+  }
 
   void ClaimItems(int thread) {
     for (int item; (item = next_item.fetch_add(1, std::memory_order_relaxed)) < items;) {
@@ -113,11 +118,7 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>(std::max(1,
   }
 }
 
-ThreadPool::~ThreadPool() {
-  state_->stop.store(true, std::memory_order_release);
-  state_->Announce();
-  for (std::thread& worker : state_->workers) worker.join();
-}
+ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::threads() const { return static_cast<int>(state_->workers.size()) + 1; }
 

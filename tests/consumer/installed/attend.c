@@ -21,6 +21,7 @@ static void describe(coppice_tensor* tensor, void* data, int tokens) {
 int main(void) {
   static float q[DIM], k[KEYS * DIM], v[KEYS * DIM], out[DIM];
   coppice_attend_args args;
+  coppice_pool* pool;
   int i;
   for (i = 0; i < DIM; ++i) {
     q[i] = 0.5f;
@@ -34,11 +35,17 @@ int main(void) {
   describe(&args.values, v, KEYS);
   describe(&args.output, out, 1);
   if (coppice_abi_version() != COPPICE_ABI_VERSION) return 2;
+  if (coppice_pool_create(2, &pool) != COPPICE_OK) {
+    fprintf(stderr, "%s\n", coppice_last_error());
+    return 1;
+  }
+  args.pool = pool;
   if (coppice_attend(&args) != COPPICE_OK) {
     fprintf(stderr, "%s\n", coppice_last_error());
     return 1;
   }
   args.budget = -1;
   if (coppice_attend(&args) != COPPICE_INVALID_ARGUMENT) return 3;
+  coppice_pool_free(pool);
   return fabs(out[0] - 2.0) < 1e-5 && fabs(out[DIM - 1] - 2.0) < 1e-5 ? 0 : 1;
 }
