@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 // A first round longer than this is counted instead of being thrown away as a warm-up.
 constexpr double kLongRound = 2.0;
-constexpr int kMostRounds = 10000000;  // 80 MB of their seconds
+constexpr int kMostRounds = 10000000;  // whose seconds take 80 MB
 // Slow peers end the rounds when all together have taken this many times --seconds: pruned decoding
 // of a million tokens would otherwise have peers do a hundred rounds of half a second.
 constexpr double kMostSecondsOfAll = 20;

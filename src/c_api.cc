@@ -51,17 +51,6 @@ coppice::Status CheckThreads(std::int32_t threads) {
                                           "; it must be between 1 and 1024");
 }
 
-coppice::Status Attend(const coppice::AttentionInputs& inputs,
-                       const coppice::AttentionSettings& settings, coppice_pool& pool) {
-  coppice::Result<coppice::Attention> attention = coppice::Attention::Create(settings);
-  if (!attention.ok()) return attention.status();
-  coppice::Status status = attention->Plan(inputs, pool.workspace);
-  if (!status.ok()) return status;
-  pool.threads.Run(attention->items(),
-                   [&](int item, int thread) { attention->RunItem(item, thread); });
-  return status;
-}
-
 // Of a pool, by one call at a time.
 class Use {
  public:
@@ -126,15 +115,15 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
       .alibi_slopes = args.alibi_slopes,
       .sinks = args.sinks};
   if (args.pool == nullptr) {
-    coppice_pool pool(args.threads);
-    return Attend(inputs, settings, pool);
+    coppice::ThreadPool threads(args.threads);
+    return Attend(inputs, settings, threads);
   }
   const Use use(*args.pool);
   if (!use.alone()) {
     return Status::InvalidArgument(
         "the pool runs another call; it takes one at a time, so give each caller its own");
   }
-  return Attend(inputs, settings, *args.pool);
+  return Attend(inputs, settings, args.pool->threads, args.pool->workspace);
 }
 
 coppice::Status CreatePool(std::int32_t threads, coppice_pool** pool) {

@@ -131,6 +131,9 @@ class Attention {
 // Plans and runs in one call, with scratch of its own.
 Status Attend(const AttentionInputs& inputs, const AttentionSettings& settings, ThreadPool& pool,
               AttentionStats* stats = nullptr, std::string_view isa = {});
+// The same with the caller's scratch, for as many threads as the pool has.
+Status Attend(const AttentionInputs& inputs, const AttentionSettings& settings, ThreadPool& pool,
+              Workspace& workspace, AttentionStats* stats = nullptr, std::string_view isa = {});
 
 // What the selector of `settings` picks: queries [queries, heads, dim], keys [keys, kv_heads, dim],
 // the last query sitting on the last key.

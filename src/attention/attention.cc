@@ -134,9 +134,14 @@ void Attention::ClearStats() {
 
 Status Attend(const AttentionInputs& inputs, const AttentionSettings& settings, ThreadPool& pool,
               AttentionStats* stats, std::string_view isa) {
+  Workspace workspace(pool.threads());
+  return Attend(inputs, settings, pool, workspace, stats, isa);
+}
+
+Status Attend(const AttentionInputs& inputs, const AttentionSettings& settings, ThreadPool& pool,
+              Workspace& workspace, AttentionStats* stats, std::string_view isa) {
   Result<Attention> attention = Attention::Create(settings, isa);
   if (!attention.ok()) return attention.status();
-  Workspace workspace(pool.threads());
   if (Status status = attention->Plan(inputs, workspace); !status.ok()) return status;
   pool.Run(attention->items(), [&](int item, int thread) { attention->RunItem(item, thread); });
   if (stats != nullptr) *stats = attention->stats();

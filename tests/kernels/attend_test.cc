@@ -144,11 +144,14 @@ TEST_P(AttendKernel, MasksAreAdded) {
 }
 
 TEST_P(AttendKernel, LongContextKeepsItsAccuracy) {
-  for (const int rows : {4, 48}) {
-    const KernelProblem flat(DType::kF16, rows, 16384, 128, 128, 21);
-    ExpectClose(kernels(), flat, "flat, rows " + std::to_string(rows));
-    const KernelProblem peaked(DType::kF16, rows, 16384, 128, 128, 21, 6);
-    ExpectClose(kernels(), peaked, "peaked, rows " + std::to_string(rows));
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    for (const int rows : {4, 7, 48}) {
+      const std::string what = std::string(NameOf(type)) + ", rows " + std::to_string(rows);
+      const KernelProblem flat(type, rows, 16384, 128, 128, 21);
+      ExpectClose(kernels(), flat, "flat, " + what);
+      const KernelProblem peaked(type, rows, 16384, 128, 128, 21, 6);
+      ExpectClose(kernels(), peaked, "peaked, " + what);
+    }
   }
 }
 
