@@ -76,9 +76,6 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
                                    "; call coppice_attend_args_init");
   }
   if (args.method == nullptr) return Status::InvalidArgument("method is null");
-  if (args.pool == nullptr) {
-    if (Status status = CheckThreads(args.threads); !status.ok()) return status;
-  }
   for (const coppice_tensor* tensor : {&args.queries, &args.keys, &args.values, &args.output}) {
     if (tensor->dtype < COPPICE_F32 || tensor->dtype > COPPICE_Q8_0) {
       return Status::InvalidArgument("dtype is " + std::to_string(tensor->dtype) +
@@ -115,6 +112,7 @@ coppice::Status AttendChecked(const coppice_attend_args& args) {
       .alibi_slopes = args.alibi_slopes,
       .sinks = args.sinks};
   if (args.pool == nullptr) {
+    if (Status status = CheckThreads(args.threads); !status.ok()) return status;
     coppice::ThreadPool threads(args.threads);
     return Attend(inputs, settings, threads);
   }

@@ -16,8 +16,8 @@ namespace coppice {
 // thread works too, as thread 0.
 class ThreadPool {
  public:
-  explicit ThreadPool(
-      int threads);  // throws std::system_error where the system starts no more of them
+  // Throws std::system_error where the system starts no more threads.
+  explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
