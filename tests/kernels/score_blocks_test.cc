@@ -12,6 +12,19 @@ namespace {
 class ScoreBlocks : public ::testing::TestWithParam<std::string> {
  protected:
   const KernelTable& kernels() const { return *FindKernels(GetParam()); }
+
+  // What fast arithmetic does to many rows: AMX and vdpbf16ps round to bf16, VNNI rounds the queries of
+  // q8_0 keys to int8.
+  bool RoundsToBf16() const { return GetParam() == "amx" || GetParam() == "avx512_bf16"; }
+  bool RoundsToInt8() const { return GetParam() == "avx512_vnni" || GetParam() == "avx512_bf16"; }
+  // A bound on the error of a score, in parts of sum |q_i k_i|; of random numbers for int8.
+  double Unit(DType type, int rows, bool fast) const {
+    if (fast && rows > kernels().few_rows) {
+      if (type == DType::kQ8_0 && RoundsToInt8()) return 0x1p-6;
+      if (RoundsToBf16()) return 0x1p-8;
+    }
+    return GetParam() == "amx" ? 0x1p-17 : 0x1p-21;
+  }
 };
 
 struct Product {
@@ -38,7 +51,7 @@ Product Highest(const Tensor& queries, const float* levels, const Tensor& keys, 
 
 TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
   constexpr int kDim = 64, kKeys = 500;
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0}) {
     const Tensor keys = RandomTensor(type, kKeys, 1, kDim, 2);
     for (const int rows : {1, 3, 4, 8, 9, 24, 64, 70}) {
       const Tensor queries = RandomTensor(DType::kF32, 1, rows, kDim, 1);
@@ -54,13 +67,11 @@ TEST_P(ScoreBlocks, IsTheHighestProductAboveItsRowsLevel) {
         for (std::size_t b = 0; b < starts.size(); ++b) {
           const Product want =
               Highest(queries, levels, keys, starts[b], std::min(starts[b] + block_size, kKeys));
-          // With AMX numbers are in two parts of bf16, or in one.
-          const bool parts = GetParam() == "amx";
           const std::string what = NameOf(type) + std::string(" rows ") + std::to_string(rows) +
                                    " block " + std::to_string(block_size) + " at " +
                                    std::to_string(b);
-          ASSERT_NEAR(exact[b], want.score, parts ? want.size * 0x1p-17 : 1e-4) << what;
-          ASSERT_NEAR(fast[b], want.score, parts ? want.size * 0x1p-8 : 1e-4) << what;
+          ASSERT_NEAR(exact[b], want.score, want.size * Unit(type, rows, false)) << what;
+          ASSERT_NEAR(fast[b], want.score, want.size * Unit(type, rows, true)) << what;
         }
       }
     }
@@ -103,8 +114,8 @@ TEST_P(ScoreBlocks, OfAGroupDoNotDependOnOtherGroups) {
   }
 }
 
-// What may be fast is: with AMX 1 + 2^-10 becomes 1.
-TEST_P(ScoreBlocks, FastRoundsManyRowsToBf16WithAmx) {
+// What may be fast is: 1 + 2^-10 becomes 1 in bf16, and a 254th of the largest nothing in int8.
+TEST_P(ScoreBlocks, FastRoundsManyRows) {
   constexpr int kDim = 64;
   const std::vector<float> ones(40 * kDim, 1 + 0x1p-10f);
   const Tensor queries(DType::kF32, 1, 40, kDim, ones);
@@ -112,7 +123,15 @@ TEST_P(ScoreBlocks, FastRoundsManyRowsToBf16WithAmx) {
   const float exact = kDim * (1 + 0x1p-10f) * (1 + 0x1p-10f);
   EXPECT_NEAR(Score(kernels(), queries, nullptr, keys, {0}, 40)[0], exact, 1e-3);
   EXPECT_NEAR(Score(kernels(), queries, nullptr, keys, {0}, 40, true)[0],
-              GetParam() == "amx" ? kDim : exact, 1e-3);
+              RoundsToBf16() ? kDim : exact, 1e-3);
+
+  std::vector<float> small(40 * kDim, 1.0f / 256);
+  for (std::size_t i = 0; i < small.size(); i += kQ8BlockSize) small[i] = 1.0f;
+  const Tensor peaked(DType::kF32, 1, 40, kDim, small);
+  const Tensor q8_keys(DType::kQ8_0, 40, 1, kDim, std::vector<float>(40 * kDim, 1.0f));
+  EXPECT_NEAR(Score(kernels(), peaked, nullptr, q8_keys, {0}, 40)[0], 2 + 62.0 / 256, 2e-3);
+  EXPECT_NEAR(Score(kernels(), peaked, nullptr, q8_keys, {0}, 40, true)[0],
+              RoundsToInt8() ? 2 : 2 + 62.0 / 256, 2e-3);
 }
 
 TEST_P(ScoreBlocks, NanProductsDoNotCount) {
@@ -146,6 +165,27 @@ TEST_P(ScoreBlocks, HugeKeysCount) {
       EXPECT_EQ(Score(kernels(), queries, nullptr, keys, {0, 8, 16, 24, 32}, 8, fast),
                 (std::vector<float>{0, infinity, kLargest * 0x1p-10f, 0, 1}))
           << rows << fast;
+    }
+  }
+}
+
+// Queries that bf16 and the scale of an int8 block cannot hold.
+TEST_P(ScoreBlocks, HugeQueriesCount) {
+  constexpr int kDim = 64, kKeys = 40;
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    std::vector<float> values(kKeys * kDim, 0.0f);
+    values[20 * kDim + 5] = 0x1p-10f;
+    const Tensor keys(type, kKeys, 1, kDim, values);
+    for (const int rows : {4, 40}) {
+      for (const float huge : {kLargest, static_cast<float>(kInfinity)}) {
+        std::vector<float> numbers(static_cast<std::size_t>(rows * kDim), 0.0f);
+        for (int row = 0; row < rows; ++row) numbers[row * kDim + 5] = huge;
+        const Tensor queries(DType::kF32, 1, rows, kDim, numbers);
+        EXPECT_EQ(Score(kernels(), queries, nullptr, keys, {16}, 8, true),
+                  Score(kernels(), queries, nullptr, keys, {16}, 8, false))
+            << NameOf(type) << " rows " << rows << " " << huge;
+      }
     }
   }
 }

@@ -295,12 +295,20 @@ TEST(HipTree, BlocksAreSearchedTogetherWhereTheKernelGains) {
   sharing.search_groups = 6;
   sharing.few_rows = 8;
   AttentionSettings settings;
-  const auto together = [&](int tokens, int heads) {
+  const auto together = [&](int tokens, int heads, int keys = 10000) {
     return MakeSelector(settings).value()->BlocksTogether(
-        sharing, {.tokens = tokens, .heads_per_token = heads, .keys = 10000, .dim = 64});
+        sharing, {.tokens = tokens, .heads_per_token = heads, .keys = keys, .dim = 64});
   };
   EXPECT_EQ(together(16, 4), 6);
   EXPECT_EQ(together(16, 2), 1);  // 8 rows
+  sharing.search_groups = 1;
+  EXPECT_EQ(together(16, 4), 1);
+  const int all = settings.sink + settings.window + 1024 * 8;  // every block is a branch
+  EXPECT_EQ(together(16, 4, all), 4);
+  EXPECT_EQ(together(16, 4, all + 1), 1);
+  EXPECT_EQ(together(16, 2, all), 1);
+  sharing.search_groups = 6;
+  EXPECT_EQ(together(16, 4, all), 6);
   settings.window = settings.block_k - 1;
   EXPECT_EQ(together(16, 4), 1);
 }

@@ -64,7 +64,7 @@ const Solver& Choose(const AttendShape& shape) {
 const KernelTable amx::kTable = [] {
   KernelTable table = MakeTable("amx", /*tile_rows=*/1024, /*split_keys=*/8192);
   table.score_blocks = ScoreBlocksAmx;
-  table.score_scratch = ScoreScratchAmx;
+  table.score_scratch = ScoreScratchIn<AmxScores<Three>>;
   return table;
 }();
 

@@ -72,10 +72,3 @@ void ScoreBlocksAmx(const ScoreArgs& args) {
   }
   ScoreBlocks(args);
 }
-
-std::size_t ScoreScratchAmx(int groups, int rows, int dim) {
-  const std::size_t f32 = ScoreScratch(groups, rows, dim);
-  if (rows <= kMaxFewRows) return f32;
-  const std::size_t tiles = ManyRowsScratch<AmxScores<Three>>(groups, rows, dim);
-  return tiles > f32 ? tiles : f32;
-}

@@ -54,9 +54,28 @@ const Solver& Choose(const AttendShape& shape) {
   }
 }
 
+void ScoreBlocksNarrow(const ScoreArgs& args) {
+  if (!args.fast) {
+    ScoreBlocks(args);
+  } else if (args.keys.type == DType::kQ8_0) {
+    ScoreBlocksIn<Int8Scores>(args);
+  } else {
+    ScoreBlocksIn<Bf16Scores>(args);
+  }
+}
+std::size_t ScoreScratchNarrow(int groups, int rows, int dim) {
+  const std::size_t int8 = ScoreScratchIn<Int8Scores>(groups, rows, dim);
+  const std::size_t bf16 = ScoreScratchIn<Bf16Scores>(groups, rows, dim);
+  return int8 > bf16 ? int8 : bf16;
+}
+
 }  // namespace
 
-const KernelTable avx512_bf16::kTable =
-    MakeTable("avx512_bf16", /*tile_rows=*/256, /*split_keys=*/256);
+const KernelTable avx512_bf16::kTable = [] {
+  KernelTable table = MakeTable("avx512_bf16", /*tile_rows=*/256, /*split_keys=*/256);
+  table.score_blocks = ScoreBlocksNarrow;
+  table.score_scratch = ScoreScratchNarrow;
+  return table;
+}();
 
 }  // namespace coppice

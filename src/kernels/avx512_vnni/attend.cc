@@ -29,9 +29,18 @@ const Solver& Choose(const AttendShape& shape) {
   return shape.fast && shape.key_type == DType::kQ8_0 ? kTileInt8 : kTileF32;
 }
 
+void ScoreBlocksVnni(const ScoreArgs& args) {
+  const bool int8 = args.fast && args.keys.type == DType::kQ8_0;
+  int8 ? ScoreBlocksIn<Int8Scores>(args) : ScoreBlocks(args);
+}
+
 }  // namespace
 
-const KernelTable avx512_vnni::kTable =
-    MakeTable("avx512_vnni", /*tile_rows=*/256, /*split_keys=*/256);
+const KernelTable avx512_vnni::kTable = [] {
+  KernelTable table = MakeTable("avx512_vnni", /*tile_rows=*/256, /*split_keys=*/256);
+  table.score_blocks = ScoreBlocksVnni;
+  table.score_scratch = ScoreScratchIn<Int8Scores>;
+  return table;
+}();
 
 }  // namespace coppice

@@ -31,7 +31,20 @@ inline __m512i PackPairs(Vec low, Vec high) {
   return _mm512_permutexvar_epi16(order, halves);
 }
 
+// 16 elements of a row, rounded to bf16.
+template <DType kType>
+__m256i LoadRounded(const std::byte* row, int i) {
+  if constexpr (kType == DType::kBF16) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i));
+  } else {
+    return (__m256i)_mm512_cvtneps_pbh(LoadAs<kType>(row, i).v);
+  }
+}
+
 struct Bf16Scores {
+  static constexpr int kKeys = kTileKeys;
+  static constexpr bool kMayOverflow = true;  // f32 rounded to bf16
+
   struct Operands {
     std::uint32_t* queries;  // [panels][dim / 2][kPanel]
     std::uint32_t* keys;     // [kTileKeys][dim / 2 + kRowPadding]
@@ -60,10 +73,16 @@ struct Bf16Scores {
   }
   static void TakeKeys(const RowsView& view, const std::int32_t* keys, int count,
                        const Operands& to) {
-    for (int j = 0; j < count; ++j) {
-      __builtin_memcpy(to.keys + static_cast<std::int64_t>(j) * (view.dim / 2 + kRowPadding),
-                       view.data + keys[j] * view.stride, static_cast<std::size_t>(view.dim) * 2);
-    }
+    WithType(view.type, [&]<DType kType>() {
+      for (int j = 0; j < count; ++j) {
+        const std::byte* const row = view.data + keys[j] * view.stride;
+        std::uint32_t* const out =
+            to.keys + static_cast<std::int64_t>(j) * (view.dim / 2 + kRowPadding);
+        for (int i = 0; i < view.dim; i += Vec::kLanes) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i / 2), LoadRounded<kType>(row, i));
+        }
+      }
+    });
   }
   static void Score(const Operands& from, int dim, int panel, int vectors, int count, float* scores,
                     TileAhead& ahead) {
@@ -72,6 +91,7 @@ struct Bf16Scores {
     MultiplyPanel<Bf16Product, false, false>(vectors, from.keys, dim / 2 + kRowPadding, count,
                                              queries, dim / 2, scores, ahead);
   }
+  static constexpr int FetchesOfTile(int /*dim*/) { return kTileKeys / 12; }
 };
 
 struct Bf16Values {
@@ -103,15 +123,6 @@ struct Bf16Values {
   }
 
  private:
-  // 16 elements of a row, rounded to bf16.
-  template <DType kType>
-  static __m256i LoadRounded(const std::byte* row, int i) {
-    if constexpr (kType == DType::kBF16) {
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i));
-    } else {
-      return (__m256i)_mm512_cvtneps_pbh(LoadAs<kType>(row, i).v);
-    }
-  }
   template <DType kType>
   static bool TakeValuesOf(const RowsView& view, const std::int32_t* keys, int count,
                            const Operands& to) {

@@ -30,6 +30,8 @@ inline float RoundBlock(const float* from, std::uint32_t* words) {
 }
 
 struct Int8Scores {
+  static constexpr int kKeys = kTileKeys;
+  static constexpr bool kMayOverflow = true;  // an infinite query has no scale
   static constexpr int kBlock = static_cast<int>(kQ8BlockSize);
   static constexpr int kWords = kBlock / 4;
   static constexpr int kRows = 6;  // 12 int32 and 12 f32 sums in registers
@@ -95,6 +97,7 @@ struct Int8Scores {
       ahead.Fetch();
     }
   }
+  static constexpr int FetchesOfTile(int /*dim*/) { return kTileKeys / kRows; }
 
  private:
   static int SumBytes(__m256i bytes) {

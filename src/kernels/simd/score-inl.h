@@ -259,3 +259,16 @@ std::size_t ScoreScratch(int groups, int rows, int dim) {
   LayOutScoreFew(few, dim, layout);
   return rows <= kMaxFewRows ? few.used : ManyRowsScratch<F32Scores>(groups, rows, dim);
 }
+
+// Many rows in narrower arithmetic; numbers that it cannot hold are left to f32.
+template <typename Scores>
+void ScoreBlocksIn(const ScoreArgs& args) {
+  if (args.rows <= kMaxFewRows || !ScoreManyRows<Scores>(args)) ScoreBlocks(args);
+}
+template <typename Scores>
+std::size_t ScoreScratchIn(int groups, int rows, int dim) {
+  const std::size_t f32 = ScoreScratch(groups, rows, dim);
+  if (rows <= kMaxFewRows) return f32;
+  const std::size_t narrow = ManyRowsScratch<Scores>(groups, rows, dim);
+  return narrow > f32 ? narrow : f32;
+}
