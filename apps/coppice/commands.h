@@ -18,5 +18,6 @@ void AddBenchCommand(CLI::App& app, Action& action);
 void AddEvalCommand(CLI::App& app, Action& action);
 void AddSelectCommand(CLI::App& app, Action& action);
 void AddAttendCommand(CLI::App& app, Action& action);
+void AddConvertCommand(CLI::App& app, Action& action);
 
 }  // namespace coppice::app

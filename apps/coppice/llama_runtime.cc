@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <utility>
 
 namespace coppice::app {
 namespace {
@@ -17,6 +18,7 @@ struct Log {
   bool verbose = false;
   bool in_error = false;  // a continuation line belongs to the error before it
   std::string first_error;
+  std::function<void(const char*)> listen;
 };
 
 Log& TheLog() {
@@ -36,6 +38,7 @@ void OnLog(ggml_log_level level, const char* text, void* /*user_data*/) {
   } else {
     log.in_error = false;
   }
+  if (log.listen) log.listen(text);
 }
 
 // What the handlers write; set before they are installed.
@@ -76,6 +79,18 @@ std::string TakeLlamaError() {
   if (name != std::string::npos && error.find(' ') > name) error.erase(0, name + 2);
   while (!error.empty() && error.back() == '\n') error.pop_back();
   return error;
+}
+
+LogListener::LogListener(std::function<void(const char* line)> listen) {
+  Log& log = TheLog();
+  const std::lock_guard<std::mutex> lock(log.mutex);
+  log.listen = std::move(listen);
+}
+
+LogListener::~LogListener() {
+  Log& log = TheLog();
+  const std::lock_guard<std::mutex> lock(log.mutex);
+  log.listen = nullptr;
 }
 
 DamageGuard::DamageGuard(const std::string& path) {

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <csignal>
+#include <functional>
 #include <iterator>
 #include <string>
 
@@ -19,6 +20,15 @@ Status StartLlama(bool verbose);
 // The first error that libllama logged since the last call, without its function's name; may be
 // empty.
 std::string TakeLlamaError();
+
+// While one lives, it hears every line of libllama's log. One at a time.
+class LogListener {
+ public:
+  explicit LogListener(std::function<void(const char* line)> listen);
+  ~LogListener();
+  LogListener(const LogListener&) = delete;
+  LogListener& operator=(const LogListener&) = delete;
+};
 
 // While one lives, a fatal signal or an abort of ggml ends the process with one line that blames the
 // file, and exit status 1. For the time in which libllama trusts what it reads from a model file.

@@ -28,6 +28,8 @@ constexpr const char* kExamples = R"(Examples:
       how fast one layer's attention is on this machine, beside ggml's
   coppice eval passkey -m model.gguf --lengths 2048,8192 --attention dense,hip
       does a model still find a number hidden in a long text?
+  coppice convert -m model-q4_1.gguf -o model-q8_0.gguf
+      store its weights as llama.cpp reads long prompts fastest from
 
 Every command takes --json: one JSON object is then the only thing on stdout.
 Exit status: 0 done, 1 the work failed, 2 bad usage, 130 stopped by Ctrl-C.)";
@@ -110,6 +112,7 @@ int Main(int argc, char** argv) {
   AddEvalCommand(app, action);
   AddSelectCommand(app, action);
   AddAttendCommand(app, action);
+  AddConvertCommand(app, action);
 
   bool done = false;
   const int parsed = Parse(app, argc, argv, done);

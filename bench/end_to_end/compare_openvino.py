@@ -5,11 +5,14 @@
   bench/end_to_end/compare_openvino.py                       minutes a round
   bench/end_to_end/compare_openvino.py --rounds 1 --json
   bench/end_to_end/compare_openvino.py --systems dense:fast=true,openvino
+  bench/end_to_end/compare_openvino.py --convert --kv-type q8_0
 
 A system is `openvino`, `openvino-xattention` or `openvino-trishape`, or else what `coppice run
 --attention` takes, settings and all. Each run is a process of its own, one at a time; a round is
-one run of every system, in turn. All read the same GGUF and the beginning of the same text as plain
-text, take the likeliest token, and have the same number of threads and of prompt tokens a batch.
+one run of every system, in turn. All read the same GGUF (with --convert, ours as `coppice convert`
+writes it; OpenVINO turns what it reads into weights of its own, too) and the beginning of the same
+text as plain text, take the likeliest token, and have the same number of threads and of prompt
+tokens a batch.
 
 What differs: OpenVINO chooses bf16 and 8-bit keys and values where the machine is fast at them;
 ours computes in f32 on f16 unless told otherwise, and what was used stands below the table.
@@ -90,9 +93,14 @@ def call(command):
 
 
 class Comparison:
-    def __init__(self, options, prompt_file):
+    def __init__(self, options, scratch):
         self.options = options
-        self.prompt_file = prompt_file
+        self.prompt_file = scratch / "prompt.txt"
+        self.our_model = options.model
+        if options.convert:
+            self.our_model = scratch / f"{options.model.stem}.q8_0.gguf"
+            convert = ("convert", "-m", options.model, "-o", self.our_model, "--json")
+            call([options.coppice, *convert])
 
     def child(self, task, text, *arguments):
         command = [self.options.python, CHILD, task, "--model", self.options.model, "--text", text]
@@ -115,9 +123,9 @@ class Comparison:
             )
         else:
             report = call([
-                options.coppice, "run", "-m", options.model, "-f", self.prompt_file, "--raw",
+                options.coppice, "run", "-m", self.our_model, "-f", self.prompt_file, "--raw",
                 "-n", options.generate, "--threads", options.threads, "--attention", system,
-                "--json",
+                "--kv-type", options.kv_type, "--json",
             ])
         return {**report, "load_average": load}
 
@@ -233,7 +241,7 @@ def precision_notes(results):
 def tables(report):
     results = report["systems"]
     parts = [
-        f"{report['model']}, threads: {report['threads']}, rounds: {report['rounds']}, OpenVINO "
+        f"{report['model']}{' (ours as q8_0)' if report['converted'] else ''}, threads: {report['threads']}, rounds: {report['rounds']}, OpenVINO "
         f"GenAI {report['openvino_genai']}. {token_note(results)} {load_note(results)}",
         system_table(results),
     ]
@@ -258,6 +266,8 @@ def default_model():
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=pathlib.Path, default=default_model(), help="a GGUF file")
+    parser.add_argument("--convert", action="store_true", help="ours reads it as q8_0")
+    parser.add_argument("--kv-type", default="f16", help="how ours keeps keys and values; f16")
     parser.add_argument("--text", type=pathlib.Path, default=cache_directory() / "texts/kjv.txt")
     parser.add_argument("--coppice", type=pathlib.Path, default=ROOT / "build/coppice")
     parser.add_argument("--systems", type=lambda names: names.split(","), default=SYSTEMS)
@@ -297,7 +307,7 @@ def compare(options):
     if lacking:
         raise Failure(f"not there: {'; '.join(lacking)}")
     with tempfile.TemporaryDirectory() as scratch:
-        comparison = Comparison(options, pathlib.Path(scratch, "prompt.txt"))
+        comparison = Comparison(options, pathlib.Path(scratch))
         version = comparison.make_prompt()
         runs, errors = comparison.rounds()
     if not runs:
@@ -306,6 +316,7 @@ def compare(options):
     counts = [result["prompt_tokens"] for result in results.values()]
     return {
         "model": options.model.name,
+        "converted": options.convert,
         "openvino_genai": version,
         "threads": options.threads,
         "rounds": options.rounds,

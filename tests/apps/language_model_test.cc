@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 #include "command.h"
 
@@ -53,6 +54,23 @@ TEST_F(LanguageModel, AnswersInItsChatFormat) {
   ASSERT_EQ(result.status, 0) << result.err;
   const std::string text = result.Json()["text"];
   EXPECT_NE(text.find("Paris"), std::string::npos) << text;
+}
+
+// Whenever Ctrl-C comes, there is a whole model or nothing.
+TEST_F(LanguageModel, AnInterruptedConversionLeavesNothing) {
+  int interrupted = 0;
+  for (int ms = 50; ms < 60000; ms += ms / 3) {
+    const TemporaryDirectory directory;
+    const std::string out = directory.Path("q8_0.gguf");
+    const CommandResult result =
+        RunCommand({"convert", "-m", model_, "-o", out}, {.interrupt_after_ms = ms});
+    ASSERT_TRUE(result.status == 0 || result.status == 130) << result.status << result.err;
+    EXPECT_EQ(std::filesystem::exists(out), result.status == 0) << ms;
+    if (result.status == 0) break;
+    EXPECT_TRUE(std::filesystem::is_empty(directory.Path(""))) << ms;
+    interrupted += result.err.find("interrupted") != std::string::npos ? 1 : 0;
+  }
+  EXPECT_GT(interrupted, 0) << "none came while it converted";
 }
 
 TEST_F(LanguageModel, ATruncatedDownloadIsNoticed) {

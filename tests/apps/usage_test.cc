@@ -15,7 +15,8 @@ TEST(Usage, HelpShowsExamples) {
                                                   {"eval", "passkey"},
                                                   {"eval", "perplexity"},
                                                   {"select"},
-                                                  {"attend"}}) {
+                                                  {"attend"},
+                                                  {"convert"}}) {
     std::vector<std::string> arguments = command;
     arguments.emplace_back("--help");
     const CommandResult result = RunCommand(arguments);
@@ -44,7 +45,8 @@ TEST(Usage, Version) {
 
 TEST(Usage, NonsenseIsStatusTwo) {
   ExpectError(RunCommand({}), 2, {"--help"});
-  ExpectError(RunCommand({"walk"}), 2, {"walk", "run", "bench", "eval", "select", "attend"});
+  ExpectError(RunCommand({"walk"}), 2,
+              {"walk", "run", "bench", "eval", "select", "attend", "convert"});
   ExpectError(RunCommand({"run"}), 2, {"--model", "coppice run --help"});
   ExpectError(RunCommand({"run", "-m", "x", "--frobnicate"}), 2, {"--frobnicate"});
   ExpectError(RunCommand({"run", "-m", "x"}), 2, {"-f", "-p"});

@@ -19,6 +19,10 @@ WORDS = 50
 COPPICE = """#!{python}
 import json, pathlib, sys
 arguments = dict(zip(sys.argv[2:], sys.argv[3:]))
+if sys.argv[1] == "convert":
+    pathlib.Path(arguments["-o"]).write_text("converted")
+    print(json.dumps(dict(weights="q8_0")))
+    sys.exit()
 attention = arguments["--attention"]
 with open("{log}", "a") as log:
     print(attention, file=log)
@@ -29,7 +33,8 @@ print(json.dumps(dict(
     text="and it came", prompt_tokens=words + {more}, generated_tokens=int(arguments["-n"]),
     prefill_s=dict(off=16.0, dense=8.0, hip=4.0)[attention], decode_s=3.2,
     attention_prefill_s=None if attention == "off" else 1.0, keys_read_fraction=0.25,
-    peak_rss_bytes=200 << 20, kv_type="f16", threads=int(arguments["--threads"]),
+    model=pathlib.Path(arguments["-m"]).read_text(),
+    peak_rss_bytes=200 << 20, kv_type=arguments["--kv-type"], threads=int(arguments["--threads"]),
     attention=dict(method=attention))))
 """
 
@@ -167,6 +172,18 @@ class CompareOpenvinoTest(unittest.TestCase):
         wish = "KV_CACHE_PRECISION=f16"
         result = self.compare("--rounds", "1", "--systems", "openvino", "--openvino-property", wish)
         self.assertIn("keys and values in f16", result.stdout)
+
+    def test_ours_reads_what_it_converted(self):
+        ways = ("--rounds", "1", "--systems", "hip,openvino", "--json")
+        for arguments, model, kv_type in (
+            ((), "", "f16"),
+            (("--convert", "--kv-type", "q8_0"), "converted", "q8_0"),
+        ):
+            result = self.compare(*ways, *arguments)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            run = json.loads(result.stdout)["systems"]["hip"]["runs"][0]
+            self.assertEqual((run["model"], run["kv_type"]), (model, kv_type))
+            self.assertEqual("(ours as q8_0)" in result.stderr, bool(arguments))
 
     def test_prompts_that_differ_are_named(self):
         self.write_coppice(more=1)
