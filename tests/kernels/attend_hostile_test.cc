@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/problem.h"
 
@@ -288,6 +289,75 @@ TEST_P(Hostile, FastArithmeticKeepsTheInfinityOfALastValue) {
     const float* output = got.output.data() + row * 64;
     EXPECT_EQ(output[0], kInf) << row;
     EXPECT_TRUE(std::all_of(output + 1, output + 64, [](float x) { return std::isfinite(x); }));
+  }
+}
+
+// f16 numbers that are taken for bf16 with the bits of an f16: those have no infinity, no NaN and nothing
+// below 2^-14.
+TEST_P(Hostile, FastArithmeticShowsInfinitiesOfF16) {
+  for (const std::uint16_t bits : {kHalfNan, kHalfInfinity, std::uint16_t{0xFC00}}) {
+    for (const int key : {0, 70, 150}) {
+      for (const int dim : {0, 63}) {
+        KernelProblem problem(DType::kF16, rows(), 151, 64, 64, 3);
+        problem.fast = true;
+        KernelProblem poisoned_keys = problem;
+        const auto at = static_cast<std::size_t>(key * 64 + dim) * 2;
+        std::memcpy(problem.values.bytes.data() + at, &bits, 2);
+        const KernelResult got = Solve(kernels(), problem);
+        for (int row = 0; row < rows(); ++row) {
+          for (int i = 0; i < 64; ++i) {
+            EXPECT_EQ(std::isfinite(got.output[static_cast<std::size_t>(row * 64 + i)]), i != dim)
+                << bits << " key " << key << " row " << row << " element " << i;
+          }
+        }
+        if (bits != kHalfNan) continue;
+        std::memcpy(poisoned_keys.keys.bytes.data() + at, &bits, 2);
+        for (const float output : Solve(kernels(), poisoned_keys).output) {
+          EXPECT_FALSE(std::isfinite(output)) << "key " << key;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Hostile, FastArithmeticHoldsNumbersOfAllSizes) {
+  for (const DType type : {DType::kF16, DType::kBF16}) {
+    for (const auto& [queries, keys, values] : {std::array{1.0f, 1.0f, 1.0f},
+                                                {1.0f, 1.0f, 3e-6f},
+                                                {1.0f, 1.0f, 1e4f},
+                                                {1e3f, 1e-3f, 1.0f},
+                                                {1e5f, 1e-5f, 1.0f},
+                                                {1e7f, 1e-7f, 1.0f},
+                                                {1e-4f, 1e4f, 1.0f},
+                                                {1e4f, 1e4f, 1.0f},
+                                                {1.0f, 1.0f, 0.0f}}) {
+      KernelProblem problem(type, rows(), 200, 64, 64, 3);
+      problem.fast = true;
+      for (float& x : problem.queries.values) x *= queries;
+      for (float& x : problem.keys.values) x *= keys;
+      for (float& x : problem.values.values) x *= values;
+      problem.queries = Again(problem.queries);
+      problem.keys = Again(problem.keys);
+      problem.values = Again(problem.values);
+      const ReferenceResult want = problem.Want();
+      const KernelResult got = Solve(kernels(), problem);
+      // Of scores of 1e8 one key is the highest by far, in bf16 too.
+      EXPECT_LE(RelativeError(got.output.data(), want.output), 1e-2)
+          << NameOf(type) << ' ' << queries << ' ' << keys << ' ' << values;
+    }
+  }
+}
+
+TEST_P(Hostile, FastArithmeticHoldsLargeQueries) {
+  for (const float large : {1e4f, 1e6f, 1e30f}) {
+    KernelProblem problem(DType::kF16, rows(), 200, 64, 64, 3);
+    problem.fast = true;
+    for (int row = 0; row < rows(); ++row) problem.queries.values[row * 64] = large;
+    for (int key = 0; key < 200; ++key) problem.keys.values[key * 64] = 0.0f;
+    problem.queries = Again(problem.queries);
+    problem.keys = Again(problem.keys);
+    const KernelResult got = Solve(kernels(), problem);
+    EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), 1e-2) << large;
   }
 }
 

@@ -1,7 +1,7 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// Few rows (decode) over bf16 keys and values in bf16 arithmetic. One instruction (vdpbf16ps) adds two
-// products to each of 16 f32 sums, so that memory is what decode waits for.
+// Few rows (decode) over bf16 or f16 keys and values in bf16 arithmetic. One instruction (vdpbf16ps) adds
+// two products to each of 16 f32 sums, so that memory is what decode waits for.
 //
 //   scores: two rows in the halves of a vector, which share 16 elements of a key.
 //
@@ -11,49 +11,137 @@
 //
 //   values: elements in the lanes, pairs of keys in the two halves of a lane, as in bf16-inl.h.
 //
+//   f16: shifted right by three, a number is a bf16 2^-112 times as large; queries and weights are made 2^112
+//   times as large instead.
+//
+//      s eeeee mmmmmmmmmm  ->  s 000eeeee mmmmmmm
+//
+//   What this does not hold is left to f32, a chunk of keys or a slice of values at a time: infinities,
+//   NaNs, queries of 2^14 and more, and numbers of which the largest is below 2^-6, since the instruction
+//   takes what is below 2^-14 for zero.
+//
 // Cost of a key for 4 rows of dim 128, counted in the source: 16 + 16 dot-product instructions, where
-// f32 takes 64 multiply-adds. Queries and weights are rounded to bf16, a relative error of 2^-9 each.
+// f32 takes 64 multiply-adds. Queries, weights and f16 numbers are rounded to bf16, a relative error of
+// 2^-9 each.
 
+constexpr int kSlice = 32;  // elements of a row in a vector; the last one may have half of them
+
+// No masked load, which is slower: with one, decoding f16 took 5 % longer (Zen 4, 4 and 64 Ki keys).
+inline __m512i LoadSlice(const std::byte* row, int i, int dim) {
+  const std::byte* const at = row + 2 * i;
+  if (dim - i >= kSlice) return _mm512_loadu_si512(at);
+  return _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
+
+// Numbers of a type as operands, beside others that are kOther times as large.
+template <DType kType>
+struct AsBf16;
+
+template <>
+struct AsBf16<DType::kBF16> {
+  static constexpr bool kHoldsAll = true;
+  static constexpr float kOther = 1;
+
+  static __m512i Take(__m512i numbers) { return numbers; }
+  static bool Held() { return true; }
+
+  // Of a slice of a row, the first or second 16 elements in both halves of a vector.
+  using Slice = const std::byte*;
+  static Slice TakeSlice(const std::byte* row, int i, int /*dim*/) { return row + 2 * i; }
+  template <int kHalf>
+  static __m512bh Twice(Slice slice) {
+    return (__m512bh)_mm512_broadcast_i64x4(
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(slice + 32 * kHalf)));
+  }
+};
+
+template <>
+struct AsBf16<DType::kF16> {
+  static constexpr bool kHoldsAll = false;
+  static constexpr float kOther = 0x1p112f;
+
+  __m512i largest = _mm512_setzero_si512();  // that was taken: twice its bits, which drops the sign
+
+  __m512i Take(__m512i numbers) {
+    largest = _mm512_max_epu16(largest, _mm512_add_epi16(numbers, numbers));
+    // An eighth, rounded: in two's complement, of which the sign and twelve bits are right for both signs.
+    const __m512i eighth = _mm512_mulhrs_epi16(numbers, _mm512_set1_epi16(1 << 12));
+    return _mm512_and_si512(eighth, _mm512_set1_epi16(static_cast<short>(0x8FFF)));
+  }
+  // Whether bf16 held all that was taken, see above.
+  bool Held() const {
+    const __m512i infinity = _mm512_set1_epi16(static_cast<short>(2 * 0x7C00));
+    const __m512i small = _mm512_set1_epi16(2 * 0x2400);
+    return _mm512_cmpge_epu16_mask(largest, infinity) == 0 &&
+           _mm512_cmpge_epu16_mask(largest, small) != 0;
+  }
+
+  using Slice = __m512i;
+  Slice TakeSlice(const std::byte* row, int i, int dim) { return Take(LoadSlice(row, i, dim)); }
+  template <int kHalf>
+  static __m512bh Twice(Slice slice) {
+    constexpr int kQuarters = kHalf == 0 ? _MM_SHUFFLE(1, 0, 1, 0) : _MM_SHUFFLE(3, 2, 3, 2);
+    return (__m512bh)_mm512_shuffle_i64x2(slice, slice, kQuarters);
+  }
+};
+
+template <DType kType>
 struct Bf16Rows {
   static constexpr int kElements = 16;  // of each of two queries in a vector
   static constexpr int kKeys = 4;       // scored at a time
-  static constexpr int kSlice = 32;     // elements of a value in a vector
+  static constexpr bool kHoldsAll = AsBf16<kType>::kHoldsAll;
 
   struct Operands {
-    std::uint16_t* queries;  // [kMaxFewRows / 2][dim_k / kElements][2][kElements]
-    std::uint16_t* weights;  // [kMaxFewRows][kChunkKeys]
-    std::uint16_t* nothing;  // [dim_v], the partner of a last key that has none
+    std::uint16_t* queries;    // [kMaxFewRows / 2][dim_k / kElements][2][kElements]
+    std::uint16_t* weights;    // [kMaxFewRows][kChunkKeys]
+    std::uint16_t* nothing;    // [dim_v], the partner of a last key that has none
+    bool* held;                // whether bf16 holds the queries
+    F32Rows::Operands in_f32;  // where it does not hold all
   };
 
   static void LayOut(Cutter& cutter, int dim_k, int dim_v, Operands& to) {
     to.queries = cutter.Take<std::uint16_t>(static_cast<std::int64_t>(kMaxFewRows) * dim_k);
     to.weights = cutter.Take<std::uint16_t>(kMaxFewRows * kChunkKeys);
     to.nothing = cutter.Take<std::uint16_t>(dim_v);
+    if constexpr (kHoldsAll) return;
+    to.held = cutter.Take<bool>(1);
+    F32Rows::LayOut(cutter, dim_k, dim_v, to.in_f32);
   }
 
   static void TakeQueries(const AttendArgs& args, const Operands& to) {
     const int dim = args.keys.dim;
     const Vec scale = Vec::Set(args.scale * kLog2E);
+    __mmask16 large = 0;
     for (int row = 0; row < kMaxFewRows; ++row) {
       const float* query = args.queries[Min(row, args.rows - 1)];
       std::uint16_t* out = to.queries + row / 2 * 2 * dim + row % 2 * kElements;
       for (int i = 0; i < dim; i += kElements) {
-        StoreRounded(Vec::Load(query + i) * scale, out + 2 * i);
+        const Vec scaled = Vec::Load(query + i) * scale;
+        large |= _mm512_cmp_ps_mask(_mm512_abs_ps(scaled.v), _mm512_set1_ps(0x1p14f), _CMP_NLT_UQ);
+        StoreRounded(scaled * Vec::Set(AsBf16<kType>::kOther), out + 2 * i);
       }
     }
     for (int i = 0; i < args.values.dim; ++i) to.nothing[i] = 0;
+    if constexpr (kHoldsAll) return;
+    *to.held = large == 0;
+    F32Rows::TakeQueries(args, to.in_f32);
   }
 
   static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
                     RowsAhead& ahead, float* scores) {
     const auto key = [&](int j) { return args.keys.data + chunk.key_offsets[j]; };
-    for (int row = 0; row < args.rows; row += 4) {
-      const std::uint16_t* queries = from.queries + row * args.keys.dim;
-      for (int j = 0; j < chunk.count; j += kKeys) {
-        ScoreFourRows(queries, args.keys.dim, key(j), key(j + 1), key(j + 2), key(j + 3), ahead,
-                      scores + row * kChunkKeys + j);
+    if (kHoldsAll || *from.held) {
+      AsBf16<kType> keys;
+      for (int row = 0; row < args.rows; row += 4) {
+        const std::uint16_t* queries = from.queries + row * args.keys.dim;
+        for (int j = 0; j < chunk.count; j += kKeys) {
+          ScoreFourRows(queries, args.keys.dim, key(j), key(j + 1), key(j + 2), key(j + 3), keys,
+                        ahead, scores + row * kChunkKeys + j);
+        }
       }
+      if (keys.Held()) return;
     }
+    F32Rows::Score(from.in_f32, args, chunk, ahead, scores);
   }
 
   static void Add(const Operands& from, const AttendArgs& args, const FewSums& few,
@@ -68,17 +156,19 @@ struct Bf16Rows {
     for (int row = 0; row < args.rows; ++row) {
       const float* weights = few.scores + row * kChunkKeys;
       for (int j = 0; j < count; j += Vec::kLanes) {
-        StoreRounded(Vec::Load(weights + j), from.weights + row * kChunkKeys + j);
+        StoreRounded(Vec::Load(weights + j) * Vec::Set(AsBf16<kType>::kOther),
+                     from.weights + row * kChunkKeys + j);
       }
     }
     for (int row = 0; row < args.rows; row += 4) {
-      const auto add = kAddSlices[Min(4, args.rows - row)];
-      int i = 0;
-      for (; i + 2 * kSlice <= dim; i += 2 * kSlice) {
-        add[1](from.weights + row * kChunkKeys, few, row, rows, pairs, dim, i, ahead);
-      }
-      for (; i < dim; i += kSlice) {
-        add[0](from.weights + row * kChunkKeys, few, row, rows, pairs, dim, i, ahead);
+      const int together = Min(4, args.rows - row);
+      for (int i = 0, slices = 0; i < dim; i += slices * kSlice) {
+        slices = i + 2 * kSlice <= dim ? 2 : 1;
+        const AddSlicesFn add = kAddSlices[together][slices - 1];
+        if (add(from.weights + row * kChunkKeys, few, row, rows, pairs, dim, i, ahead)) continue;
+        for (int r = row; r < row + together; ++r) {
+          AddInF32(args, few, chunk, r, i, Min(i + slices * kSlice, dim));
+        }
       }
     }
   }
@@ -91,22 +181,31 @@ struct Bf16Rows {
   // scores[r][j] of four rows and the keys a, b, c and d.
   static void ScoreFourRows(const std::uint16_t* queries, int dim, const std::byte* a,
                             const std::byte* b, const std::byte* c, const std::byte* d,
-                            RowsAhead& ahead, float* scores) {
+                            AsBf16<kType>& keys, RowsAhead& ahead, float* scores) {
     __m512 sum[2][kKeys];
 #pragma GCC unroll 4
     for (int j = 0; j < kKeys; ++j) sum[0][j] = sum[1][j] = _mm512_setzero_ps();
-    for (int i = 0; i < dim; i += kElements) {
-      ahead.Fetch();
-      const auto first = (__m512bh)_mm512_loadu_si512(queries + 2 * i);
-      const auto second = (__m512bh)_mm512_loadu_si512(queries + 2 * (dim + i));
-      const __m512bh key[kKeys] = {LoadTwice(a + 2 * i), LoadTwice(b + 2 * i), LoadTwice(c + 2 * i),
-                                   LoadTwice(d + 2 * i)};
+    AsBf16<kType> taken = keys;
+    for (int i = 0; i < dim; i += kSlice) {
+      const typename AsBf16<kType>::Slice slices[kKeys] = {
+          taken.TakeSlice(a, i, dim), taken.TakeSlice(b, i, dim), taken.TakeSlice(c, i, dim),
+          taken.TakeSlice(d, i, dim)};
+      const auto add = [&]<int kHalf>() __attribute__((always_inline)) {
+        ahead.Fetch();
+        const std::uint16_t* const at = queries + 2 * (i + kHalf * kElements);
+        const auto first = (__m512bh)_mm512_loadu_si512(at);
+        const auto second = (__m512bh)_mm512_loadu_si512(at + 2 * dim);
 #pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) {
-        sum[0][j] = _mm512_dpbf16_ps(sum[0][j], first, key[j]);
-        sum[1][j] = _mm512_dpbf16_ps(sum[1][j], second, key[j]);
-      }
+        for (int j = 0; j < kKeys; ++j) {
+          const __m512bh key = AsBf16<kType>::template Twice<kHalf>(slices[j]);
+          sum[0][j] = _mm512_dpbf16_ps(sum[0][j], first, key);
+          sum[1][j] = _mm512_dpbf16_ps(sum[1][j], second, key);
+        }
+      };
+      add.template operator()<0>();
+      if (i + kElements < dim) add.template operator()<1>();
     }
+    keys = taken;
     const __m512 low = SumInQuarters(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
     const __m512 high = SumInQuarters(sum[1][0], sum[1][1], sum[1][2], sum[1][3]);
     const __m512 rows = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(2, 0, 2, 0)),
@@ -117,22 +216,18 @@ struct Bf16Rows {
     _mm_storeu_ps(scores + 3 * kChunkKeys, _mm512_extractf32x4_ps(rows, 3));
   }
 
-  static __m512bh LoadTwice(const std::byte* half) {
-    return (__m512bh)_mm512_broadcast_i64x4(
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
-  }
-
-  // outputs[r][i..] of R rows and N slices from i on, shrunk, plus the keys of the chunk in pairs.
+  // outputs[r][i..] of R rows and N slices from i on, shrunk, plus the keys of the chunk in pairs. Returns
+  // whether bf16 held the values; else outputs are as before.
   template <int R, int N>
-  static void AddSlices(const std::uint16_t* weights, const FewSums& few, int row,
+  static bool AddSlices(const std::uint16_t* weights, const FewSums& few, int row,
                         const std::byte* const* rows, int pairs, int dim, int i, RowsAhead& ahead) {
-    const __mmask32 inside = dim - i < kSlice ? 0xFFFFu : 0xFFFFFFFFu;
     __m512 sum[R][N][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) sum[r][n][0] = sum[r][n][1] = _mm512_setzero_ps();
     }
+    AsBf16<kType> values;
     for (int pair = 0; pair < pairs; ++pair) {
       __m512bh low[N];
       __m512bh high[N];
@@ -140,9 +235,9 @@ struct Bf16Rows {
       for (int n = 0; n < N; ++n) {
         // Of four rows, the softmax fetched a quarter.
         if (R < 4 || n == 0 || pair % 2 == 0) ahead.Fetch();
-        const int at = 2 * (i + n * kSlice);
-        const __m512i a = _mm512_maskz_loadu_epi16(inside, rows[2 * pair] + at);
-        const __m512i b = _mm512_maskz_loadu_epi16(inside, rows[2 * pair + 1] + at);
+        const int at = i + n * kSlice;
+        const __m512i a = values.Take(LoadSlice(rows[2 * pair], at, dim));
+        const __m512i b = values.Take(LoadSlice(rows[2 * pair + 1], at, dim));
         low[n] = (__m512bh)_mm512_unpacklo_epi16(a, b);
         high[n] = (__m512bh)_mm512_unpackhi_epi16(a, b);
       }
@@ -158,6 +253,7 @@ struct Bf16Rows {
         }
       }
     }
+    if (!values.Held()) return false;
     // Unpacking put elements 0 to 3 of each eight low and 4 to 7 high.
     const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i second =
@@ -178,9 +274,21 @@ struct Bf16Rows {
             .Store(output + Vec::kLanes);
       }
     }
+    return true;
   }
 
-  using AddSlicesFn = void (*)(const std::uint16_t*, const FewSums&, int, const std::byte* const*,
+  // The same for one row and the elements [begin, end).
+  static void AddInF32(const AttendArgs& args, const FewSums& few, const KeyChunk& chunk, int row,
+                       int begin, int end) {
+    RowsAhead nothing;
+    for (int i = begin; i < end; i += Vec::kLanes) {
+      AddSlice<1, 1, kType>(few.scores + row * kChunkKeys, few.shrink + row, args.values,
+                            chunk.value_offsets, chunk.count, i, nothing,
+                            few.outputs + row * args.values.dim);
+    }
+  }
+
+  using AddSlicesFn = bool (*)(const std::uint16_t*, const FewSums&, int, const std::byte* const*,
                                int, int, int, RowsAhead&);
   template <int R>
   static constexpr AddSlicesFn kAddSlicesOf[2] = {AddSlices<R, 1>, AddSlices<R, 2>};
@@ -188,4 +296,6 @@ struct Bf16Rows {
                                                        kAddSlicesOf<3>, kAddSlicesOf<4>};
 };
 
-constexpr Solver kRowsBf16 = {"rows bf16 bf16", AttendRows<Bf16Rows>, RowsScratchOf<Bf16Rows>};
+template <DType kType>
+constexpr Solver kRowsBf16 = {"rows bf16 bf16", AttendRows<Bf16Rows<kType>>,
+                              RowsScratchOf<Bf16Rows<kType>>};
