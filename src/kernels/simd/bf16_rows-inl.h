@@ -27,9 +27,9 @@
 constexpr int kSlice = 32;  // elements of a row in a vector; the last one may have half of them
 
 // No masked load, which is slower: with one, decoding f16 took 5 % longer (Zen 4, 4 and 64 Ki keys).
-inline __m512i LoadSlice(const std::byte* row, int i, int dim) {
-  const std::byte* const at = row + 2 * i;
-  if (dim - i >= kSlice) return _mm512_loadu_si512(at);
+template <bool kWhole>
+__m512i LoadSlice(const std::byte* at) {
+  if constexpr (kWhole) return _mm512_loadu_si512(at);
   return _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 }
 
@@ -47,7 +47,10 @@ struct AsBf16<DType::kBF16> {
 
   // Of a slice of a row, the first or second 16 elements in both halves of a vector.
   using Slice = const std::byte*;
-  static Slice TakeSlice(const std::byte* row, int i, int /*dim*/) { return row + 2 * i; }
+  template <bool kWhole>
+  static Slice TakeSlice(const std::byte* at) {
+    return at;
+  }
   template <int kHalf>
   static __m512bh Twice(Slice slice) {
     return (__m512bh)_mm512_broadcast_i64x4(
@@ -77,7 +80,10 @@ struct AsBf16<DType::kF16> {
   }
 
   using Slice = __m512i;
-  Slice TakeSlice(const std::byte* row, int i, int dim) { return Take(LoadSlice(row, i, dim)); }
+  template <bool kWhole>
+  Slice TakeSlice(const std::byte* at) {
+    return Take(LoadSlice<kWhole>(at));
+  }
   template <int kHalf>
   static __m512bh Twice(Slice slice) {
     constexpr int kQuarters = kHalf == 0 ? _MM_SHUFFLE(1, 0, 1, 0) : _MM_SHUFFLE(3, 2, 3, 2);
@@ -88,7 +94,9 @@ struct AsBf16<DType::kF16> {
 template <DType kType>
 struct Bf16Rows {
   static constexpr int kElements = 16;  // of each of two queries in a vector
-  static constexpr int kKeys = 4;       // scored at a time
+  // Scored at a time: reducing their sums across lanes waits for the last products, and the longer for fewer
+  // keys (Zen 4, 256 and 4 Ki keys, bf16: 4 keys 4 % slower).
+  static constexpr int kKeys = 8;
   static constexpr bool kHoldsAll = AsBf16<kType>::kHoldsAll;
 
   struct Operands {
@@ -112,7 +120,7 @@ struct Bf16Rows {
     const int dim = args.keys.dim;
     const Vec scale = Vec::Set(args.scale * kLog2E);
     __mmask16 large = 0;
-    for (int row = 0; row < kMaxFewRows; ++row) {
+    for (int row = 0; row < (args.rows + 3) / 4 * 4; ++row) {
       const float* query = args.queries[Min(row, args.rows - 1)];
       std::uint16_t* out = to.queries + row / 2 * 2 * dim + row % 2 * kElements;
       for (int i = 0; i < dim; i += kElements) {
@@ -122,25 +130,23 @@ struct Bf16Rows {
       }
     }
     for (int i = 0; i < args.values.dim; ++i) to.nothing[i] = 0;
-    if constexpr (kHoldsAll) return;
-    *to.held = large == 0;
-    F32Rows::TakeQueries(args, to.in_f32);
+    if constexpr (!kHoldsAll) *to.held = large == 0;
   }
 
   static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
                     RowsAhead& ahead, float* scores) {
-    const auto key = [&](int j) { return args.keys.data + chunk.key_offsets[j]; };
     if (kHoldsAll || *from.held) {
       AsBf16<kType> keys;
       for (int row = 0; row < args.rows; row += 4) {
         const std::uint16_t* queries = from.queries + row * args.keys.dim;
         for (int j = 0; j < chunk.count; j += kKeys) {
-          ScoreFourRows(queries, args.keys.dim, key(j), key(j + 1), key(j + 2), key(j + 3), keys,
-                        ahead, scores + row * kChunkKeys + j);
+          ScoreFourRows(queries, args.keys.dim, args.keys.data, chunk.key_offsets + j, keys, ahead,
+                        scores + row * kChunkKeys + j);
         }
       }
       if (keys.Held()) return;
     }
+    F32Rows::TakeQueries(args, from.in_f32);
     F32Rows::Score(from.in_f32, args, chunk, ahead, scores);
   }
 
@@ -162,13 +168,12 @@ struct Bf16Rows {
     }
     for (int row = 0; row < args.rows; row += 4) {
       const int together = Min(4, args.rows - row);
-      for (int i = 0, slices = 0; i < dim; i += slices * kSlice) {
-        slices = i + 2 * kSlice <= dim ? 2 : 1;
-        const AddSlicesFn add = kAddSlices[together][slices - 1];
+      for (int i = 0, taken = 0; i < dim; i += taken) {
+        const int size = Min((dim - i) / kElements, 4) / 2;  // 0 to 2 slices
+        taken = size == 0 ? kElements : size * kSlice;
+        const AddSlicesFn add = kAddSlices[together][size];
         if (add(from.weights + row * kChunkKeys, few, row, rows, pairs, dim, i, ahead)) continue;
-        for (int r = row; r < row + together; ++r) {
-          AddInF32(args, few, chunk, r, i, Min(i + slices * kSlice, dim));
-        }
+        for (int r = row; r < row + together; ++r) AddInF32(args, few, chunk, r, i, i + taken);
       }
     }
   }
@@ -178,49 +183,71 @@ struct Bf16Rows {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(from.v));
   }
 
-  // scores[r][j] of four rows and the keys a, b, c and d.
-  static void ScoreFourRows(const std::uint16_t* queries, int dim, const std::byte* a,
-                            const std::byte* b, const std::byte* c, const std::byte* d,
-                            AsBf16<kType>& keys, RowsAhead& ahead, float* scores) {
-    __m512 sum[2][kKeys];
-#pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) sum[0][j] = sum[1][j] = _mm512_setzero_ps();
-    AsBf16<kType> taken = keys;
-    for (int i = 0; i < dim; i += kSlice) {
-      const typename AsBf16<kType>::Slice slices[kKeys] = {
-          taken.TakeSlice(a, i, dim), taken.TakeSlice(b, i, dim), taken.TakeSlice(c, i, dim),
-          taken.TakeSlice(d, i, dim)};
-      const auto add = [&]<int kHalf>() __attribute__((always_inline)) {
-        ahead.Fetch();
-        const std::uint16_t* const at = queries + 2 * (i + kHalf * kElements);
-        const auto first = (__m512bh)_mm512_loadu_si512(at);
-        const auto second = (__m512bh)_mm512_loadu_si512(at + 2 * dim);
-#pragma GCC unroll 4
-        for (int j = 0; j < kKeys; ++j) {
-          const __m512bh key = AsBf16<kType>::template Twice<kHalf>(slices[j]);
-          sum[0][j] = _mm512_dpbf16_ps(sum[0][j], first, key);
-          sum[1][j] = _mm512_dpbf16_ps(sum[1][j], second, key);
-        }
+  // scores[r][j] of four rows and kKeys keys.
+  static void ScoreFourRows(const std::uint16_t* queries, int dim, const std::byte* keys,
+                            const std::int64_t* offsets, AsBf16<kType>& as_bf16, RowsAhead& ahead,
+                            float* scores) {
+    __m512 sum[kKeys][2];
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) sum[j][0] = sum[j][1] = _mm512_setzero_ps();
+    AsBf16<kType> taken = as_bf16;
+    int i = 0;
+    const auto add = [&]<bool kWhole>() __attribute__((always_inline)) {
+      const std::uint16_t* const at = queries + 2 * i;
+      const auto load = [](const std::uint16_t* from) {
+        return (__m512bh)_mm512_loadu_si512(from);
       };
-      add.template operator()<0>();
-      if (i + kElements < dim) add.template operator()<1>();
+      const __m512bh first[2] = {load(at), load(at + 2 * dim)};
+      const auto load_second = [&](int pair) {
+        return kWhole ? load(at + kSlice + 2 * pair * dim) : first[pair];
+      };
+      const __m512bh second[2] = {load_second(0), load_second(1)};
+#pragma GCC unroll 2
+      for (int four = 0; four < kKeys; four += 4) {
+        typename AsBf16<kType>::Slice slices[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          slices[j] = taken.template TakeSlice<kWhole>(keys + offsets[four + j] + 2 * i);
+        }
+        ahead.Fetch();
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const __m512bh key = AsBf16<kType>::template Twice<0>(slices[j]);
+          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], first[0], key);
+          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], first[1], key);
+        }
+        if constexpr (!kWhole) continue;
+        ahead.Fetch();
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const __m512bh key = AsBf16<kType>::template Twice<1>(slices[j]);
+          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], second[0], key);
+          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], second[1], key);
+        }
+      }
+    };
+    for (; i + kSlice <= dim; i += kSlice) add.template operator()<true>();
+    if (i < dim) add.template operator()<false>();
+    as_bf16 = taken;
+#pragma GCC unroll 2
+    for (int j = 0; j < kKeys; j += 4) {
+      const __m512 low = SumInQuarters(sum[j][0], sum[j + 1][0], sum[j + 2][0], sum[j + 3][0]);
+      const __m512 high = SumInQuarters(sum[j][1], sum[j + 1][1], sum[j + 2][1], sum[j + 3][1]);
+      const __m512 rows = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(2, 0, 2, 0)),
+                                        _mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
+      _mm_storeu_ps(scores + j, _mm512_castps512_ps128(rows));
+      _mm_storeu_ps(scores + kChunkKeys + j, _mm512_extractf32x4_ps(rows, 1));
+      _mm_storeu_ps(scores + 2 * kChunkKeys + j, _mm512_extractf32x4_ps(rows, 2));
+      _mm_storeu_ps(scores + 3 * kChunkKeys + j, _mm512_extractf32x4_ps(rows, 3));
     }
-    keys = taken;
-    const __m512 low = SumInQuarters(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
-    const __m512 high = SumInQuarters(sum[1][0], sum[1][1], sum[1][2], sum[1][3]);
-    const __m512 rows = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(2, 0, 2, 0)),
-                                      _mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
-    _mm_storeu_ps(scores, _mm512_castps512_ps128(rows));
-    _mm_storeu_ps(scores + kChunkKeys, _mm512_extractf32x4_ps(rows, 1));
-    _mm_storeu_ps(scores + 2 * kChunkKeys, _mm512_extractf32x4_ps(rows, 2));
-    _mm_storeu_ps(scores + 3 * kChunkKeys, _mm512_extractf32x4_ps(rows, 3));
   }
 
-  // outputs[r][i..] of R rows and N slices from i on, shrunk, plus the keys of the chunk in pairs. Returns
+  // outputs[r][i..] of R rows and kSize slices (0: half of one) from i on, shrunk, plus the keys of the chunk in pairs. Returns
   // whether bf16 held the values; else outputs are as before.
-  template <int R, int N>
+  template <int R, int kSize>
   static bool AddSlices(const std::uint16_t* weights, const FewSums& few, int row,
                         const std::byte* const* rows, int pairs, int dim, int i, RowsAhead& ahead) {
+    constexpr int N = kSize == 2 ? 2 : 1;
     __m512 sum[R][N][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -235,9 +262,9 @@ struct Bf16Rows {
       for (int n = 0; n < N; ++n) {
         // Of four rows, the softmax fetched a quarter.
         if (R < 4 || n == 0 || pair % 2 == 0) ahead.Fetch();
-        const int at = i + n * kSlice;
-        const __m512i a = values.Take(LoadSlice(rows[2 * pair], at, dim));
-        const __m512i b = values.Take(LoadSlice(rows[2 * pair + 1], at, dim));
+        const int at = 2 * (i + n * kSlice);
+        const __m512i a = values.Take(LoadSlice<(kSize > 0)>(rows[2 * pair] + at));
+        const __m512i b = values.Take(LoadSlice<(kSize > 0)>(rows[2 * pair + 1] + at));
         low[n] = (__m512bh)_mm512_unpacklo_epi16(a, b);
         high[n] = (__m512bh)_mm512_unpackhi_epi16(a, b);
       }
@@ -268,7 +295,7 @@ struct Bf16Rows {
         MulAdd(Vec::Load(output), shrink,
                {_mm512_permutex2var_ps(sum[r][n][0], first, sum[r][n][1])})
             .Store(output);
-        if (dim - at == Vec::kLanes) continue;
+        if (kSize == 0) continue;
         MulAdd(Vec::Load(output + Vec::kLanes), shrink,
                {_mm512_permutex2var_ps(sum[r][n][0], second, sum[r][n][1])})
             .Store(output + Vec::kLanes);
@@ -291,9 +318,9 @@ struct Bf16Rows {
   using AddSlicesFn = bool (*)(const std::uint16_t*, const FewSums&, int, const std::byte* const*,
                                int, int, int, RowsAhead&);
   template <int R>
-  static constexpr AddSlicesFn kAddSlicesOf[2] = {AddSlices<R, 1>, AddSlices<R, 2>};
-  static constexpr const AddSlicesFn* kAddSlices[5] = {nullptr, kAddSlicesOf<1>, kAddSlicesOf<2>,
-                                                       kAddSlicesOf<3>, kAddSlicesOf<4>};
+  static constexpr AddSlicesFn kAddSlicesOf[] = {AddSlices<R, 0>, AddSlices<R, 1>, AddSlices<R, 2>};
+  static constexpr const AddSlicesFn* kAddSlices[] = {nullptr, kAddSlicesOf<1>, kAddSlicesOf<2>,
+                                                      kAddSlicesOf<3>, kAddSlicesOf<4>};
 };
 
 template <DType kType>
