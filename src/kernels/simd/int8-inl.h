@@ -86,8 +86,9 @@ struct Int8Scores {
     }
   }
 
-  static void Score(const Operands& from, int dim, int panel, int vectors, int count, float* scores,
-                    TileAhead& ahead) {
+  // Not inlined, which makes a prefill 8 to 9 % slower (Zen 4, 16 Ki keys, 8/2 heads x 128).
+  __attribute__((noinline)) static void Score(const Operands& from, int dim, int panel, int vectors,
+                                              int count, float* scores, TileAhead& ahead) {
     for (int j = 0; j < count; j += kRows) {
       if (vectors == 1) {
         ScoreKeys<1>(from, dim, panel, j, Min(kRows, count - j), scores + j * kPanel);
