@@ -96,11 +96,14 @@ Status Quantize(const ConvertOptions& options, const std::string& out) {
   std::optional<Progress> progress;
   std::uint32_t failed = 0;
   {
+    const DamageGuard guard(options.model.path);
     const LogListener listener([&](const char* line) { OnLine(line, progress); });
     failed = llama_model_quantize(options.model.path.c_str(), out.c_str(), &params);
   }
   if (Interrupted()) return InterruptedStatus();
-  return failed == 0 ? Status::Ok() : CannotWrite(options.out, TakeLlamaError());
+  if (failed == 0) return Status::Ok();
+  return Status::ResourceExhausted("llama.cpp could not convert '" + options.model.path + "' to '" +
+                                   options.out + "': " + TakeLlamaError() + "; is the disk full?");
 }
 
 Status Convert(const ConvertOptions& options) {

@@ -76,7 +76,7 @@ TEST_F(ConvertTest, AFullDiskLeavesNothing) {
   const CommandResult result = Convert(out_);
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
-  ExpectError(result, 1, {"q8_0.gguf", "free some space"});
+  ExpectError(result, 1, {"q8_0.gguf", "is the disk full?"});
   EXPECT_EQ(Left(), Names{});
 }
 
