@@ -3,16 +3,12 @@
 // `coppice convert`: the weights of a model as q8_0, written by libllama. Matrix products are most of a
 // prefill once attention is pruned, and libllama multiplies some types two to three times as fast as others
 // (docs/command.md).
-#include <fcntl.h>
 #include <llama.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -23,6 +19,7 @@
 #include "commands.h"
 #include "common_flags.h"
 #include "console.h"
+#include "files.h"
 #include "interrupt.h"
 #include "llama_runtime.h"
 #include "model.h"
@@ -45,40 +42,9 @@ Why: the matrix products of a long prompt, which are llama.cpp's, take half the 
 q8_0 where weights are q4_1, q5_1, f16 or f32, and a fifth less from q5_0; nothing is gained from
 q4_0. q8_0 keeps what a smaller type has left of the weights, and takes 8.5 bits for each.)";
 
-// A new file, which goes with its scope unless it was given its final name.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& final_name)
-      : name_(final_name + ".tmp" + std::to_string(getpid())),
-        descriptor_(open(name_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666)) {}
-  ~TemporaryFile() {
-    if (descriptor_ < 0) return;
-    close(descriptor_);
-    unlink(name_.c_str());  // nothing, once it is published
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  bool ok() const { return descriptor_ >= 0; }
-  const std::string& name() const { return name_; }
-  // Where this fails, errno says why.
-  bool Publish(const std::string& final_name) const {
-    return fsync(descriptor_) == 0 && std::rename(name_.c_str(), final_name.c_str()) == 0;
-  }
-
- private:
-  std::string name_;
-  int descriptor_;
-};
-
-Status CannotWrite(const std::string& path, const std::string& why) {
-  return Status::ResourceExhausted("cannot write '" + path + "': " + why +
-                                   "; free some space or choose another place");
-}
-
 // libllama can only be stopped where it calls us, which it does for each tensor: "[   3/ 272] blk.0..". It
 // turns an exception into its own error.
-void OnLine(const char* line, std::optional<Progress>& progress) {
+void OnLogLine(const char* line, std::optional<Progress>& progress) {
   int done = 0;
   int total = 0;
   if (std::sscanf(line, "[%d/%d]", &done, &total) != 2) return;
@@ -97,7 +63,7 @@ Status Quantize(const ConvertOptions& options, const std::string& out) {
   std::uint32_t failed = 0;
   {
     const DamageGuard guard(options.model.path);
-    const LogListener listener([&](const char* line) { OnLine(line, progress); });
+    const LogListener listener([&](const char* line) { OnLogLine(line, progress); });
     failed = llama_model_quantize(options.model.path.c_str(), out.c_str(), &params);
   }
   if (Interrupted()) return InterruptedStatus();
@@ -114,10 +80,10 @@ Status Convert(const ConvertOptions& options) {
 
   const InterruptScope interrupts;
   const auto start = std::chrono::steady_clock::now();
-  const TemporaryFile made(options.out);
-  if (!made.ok()) return CannotWrite(options.out, std::strerror(errno));
+  const PendingFile made(options.out);
+  if (!made.status().ok()) return made.status();
   if (Status status = Quantize(options, made.name()); !status.ok()) return status;
-  if (!made.Publish(options.out)) return CannotWrite(options.out, std::strerror(errno));
+  if (Status status = made.Publish(); !status.ok()) return status;
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 

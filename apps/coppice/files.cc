@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 namespace coppice::app {
 namespace {
@@ -59,6 +60,31 @@ bool WriteAll(int descriptor, std::string_view bytes) {
   return true;
 }
 
+Status PlaceNotWritable(const std::string& path, int error) {
+  return Status::NotFound("cannot write '" + path + "': " + std::strerror(error) +
+                          "; choose a place that can be written");
+}
+
+Status CannotWrite(const std::string& path, int error) {
+  return Status::ResourceExhausted("cannot write '" + path + "': " + std::strerror(error) +
+                                   "; free some space or choose another place");
+}
+
+bool WritePieces(int descriptor, std::initializer_list<std::string_view> pieces) {
+  for (const std::string_view piece : pieces) {
+    if (!WriteAll(descriptor, piece)) return false;
+  }
+  return true;
+}
+
+Status WriteInPlace(const std::string& path, std::initializer_list<std::string_view> pieces) {
+  const int descriptor = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (descriptor < 0) return PlaceNotWritable(path, errno);
+  int error = WritePieces(descriptor, pieces) ? 0 : errno;
+  if (close(descriptor) != 0 && error == 0) error = errno;
+  return error == 0 ? Status::Ok() : CannotWrite(path, error);
+}
+
 }  // namespace
 
 Result<std::string> ReadFile(const std::string& path, std::size_t most) {
@@ -106,26 +132,36 @@ std::size_t FirstBadUtf8(std::string_view text) {
   return std::string_view::npos;
 }
 
+PendingFile::PendingFile(std::string path)
+    : path_(std::move(path)),
+      name_(path_ + ".tmp" + std::to_string(getpid())),
+      descriptor_(open(name_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666)),
+      error_(errno) {}
+
+PendingFile::~PendingFile() {
+  if (descriptor_ < 0) return;
+  close(descriptor_);
+  unlink(name_.c_str());  // nothing, once it is published
+}
+
+Status PendingFile::status() const {
+  return descriptor_ < 0 ? PlaceNotWritable(path_, error_) : Status::Ok();
+}
+
+Status PendingFile::Publish() const {
+  if (fsync(descriptor_) != 0 || std::rename(name_.c_str(), path_.c_str()) != 0) {
+    return CannotWrite(path_, errno);
+  }
+  return Status::Ok();
+}
+
 Status WriteFile(const std::string& path, std::initializer_list<std::string_view> pieces) {
   struct stat info = {};
-  const bool in_place = stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode);
-  const std::string name = in_place ? path : path + ".tmp" + std::to_string(getpid());
-  const int flags = in_place ? O_WRONLY : O_WRONLY | O_CREAT | O_EXCL;
-  const int descriptor = open(name.c_str(), flags | O_CLOEXEC, 0666);
-  if (descriptor < 0) {
-    return Status::NotFound("cannot write '" + path + "': " + Reason() +
-                            "; choose a place that can be written");
-  }
-  bool good = true;
-  for (const std::string_view piece : pieces) good = good && WriteAll(descriptor, piece);
-  good = good && (in_place || fsync(descriptor) == 0);
-  int error = good ? 0 : errno;
-  if (close(descriptor) != 0 && good) error = errno;
-  if (error == 0 && !in_place && std::rename(name.c_str(), path.c_str()) != 0) error = errno;
-  if (error == 0) return Status::Ok();
-  if (!in_place) unlink(name.c_str());
-  return Status::ResourceExhausted("cannot write '" + path + "': " + std::strerror(error) +
-                                   "; free some space or choose another place");
+  if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) return WriteInPlace(path, pieces);
+  const PendingFile file(path);
+  if (!file.status().ok()) return file.status();
+  if (!WritePieces(file.descriptor(), pieces)) return CannotWrite(path, errno);
+  return file.Publish();
 }
 
 }  // namespace coppice::app

@@ -22,8 +22,28 @@ Result<std::string> ReadFile(const std::string& path, std::size_t most);
 // Offset of the first byte that is not UTF-8, or npos.
 std::size_t FirstBadUtf8(std::string_view text);
 
-// Writes the pieces, one after the other, to a temporary file beside `path`, syncs it and renames
-// it. What is no regular file (a pipe, /dev/null) is written in place.
+// A new file beside `path`, which goes with its scope unless it was published under that name.
+class PendingFile {
+ public:
+  explicit PendingFile(std::string path);
+  ~PendingFile();
+  PendingFile(const PendingFile&) = delete;
+  PendingFile& operator=(const PendingFile&) = delete;
+
+  Status status() const;  // whether it is there
+  const std::string& name() const { return name_; }
+  int descriptor() const { return descriptor_; }
+  // Syncs and renames it.
+  Status Publish() const;
+
+ private:
+  std::string path_;
+  std::string name_;
+  int descriptor_;
+  int error_;
+};
+
+// Writes the pieces, one after the other, to a pending file. What is no regular file (a pipe, /dev/null) is written in place.
 Status WriteFile(const std::string& path, std::initializer_list<std::string_view> pieces);
 
 }  // namespace coppice::app

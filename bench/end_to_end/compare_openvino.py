@@ -240,8 +240,9 @@ def precision_notes(results):
 
 def tables(report):
     results = report["systems"]
+    model = report["model"] + (" (ours as q8_0)" if report["converted"] else "")
     parts = [
-        f"{report['model']}{' (ours as q8_0)' if report['converted'] else ''}, threads: {report['threads']}, rounds: {report['rounds']}, OpenVINO "
+        f"{model}, threads: {report['threads']}, rounds: {report['rounds']}, OpenVINO "
         f"GenAI {report['openvino_genai']}. {token_note(results)} {load_note(results)}",
         system_table(results),
     ]

@@ -56,21 +56,22 @@ TEST_F(LanguageModel, AnswersInItsChatFormat) {
   EXPECT_NE(text.find("Paris"), std::string::npos) << text;
 }
 
-// Whenever Ctrl-C comes, there is a whole model or nothing.
+// Whenever Ctrl-C comes, there is a whole model or nothing; and it does not wait for the last tensor.
 TEST_F(LanguageModel, AnInterruptedConversionLeavesNothing) {
-  int interrupted = 0;
+  int stopped = 0;
   for (int ms = 50; ms < 60000; ms += ms / 3) {
     const TemporaryDirectory directory;
     const std::string out = directory.Path("q8_0.gguf");
     const CommandResult result =
-        RunCommand({"convert", "-m", model_, "-o", out}, {.interrupt_after_ms = ms});
+        RunCommand({"convert", "-m", model_, "-o", out, "--verbose"}, {.interrupt_after_ms = ms});
     ASSERT_TRUE(result.status == 0 || result.status == 130) << result.status << result.err;
     EXPECT_EQ(std::filesystem::exists(out), result.status == 0) << ms;
     if (result.status == 0) break;
     EXPECT_TRUE(std::filesystem::is_empty(directory.Path(""))) << ms;
-    interrupted += result.err.find("interrupted") != std::string::npos ? 1 : 0;
+    const bool all = result.err.find("quant size") != std::string::npos;
+    stopped += result.err.find("interrupted") != std::string::npos && !all ? 1 : 0;
   }
-  EXPECT_GT(interrupted, 0) << "none came while it converted";
+  EXPECT_GT(stopped, 0) << "none stopped it among its tensors";
 }
 
 TEST_F(LanguageModel, ATruncatedDownloadIsNoticed) {

@@ -15,8 +15,8 @@ namespace {
 constexpr double kF32Bound = 4e-6;
 constexpr double kTwoPartBound = 2e-5;  // of bf16
 constexpr double kBf16Bound = 3e-3;
+constexpr double kBf16RowBound = 4e-3;      // of one to eight rows, which average less
 constexpr double kRoundedKeysBound = 5e-3;  // of keys and values that are rounded to bf16 too
-constexpr double kFewRows = 1.33;           // times that, of one to eight rows, which average less
 constexpr double kInt8Nmse = 4e-4;
 
 bool Has(const std::string& kernel, const char* word) {
@@ -28,8 +28,8 @@ double BoundOf(const std::string& kernel, DType type) {
   if (Has(kernel, "int8")) return std::sqrt(kInt8Nmse);
   if (Has(kernel, "bf16x")) return kTwoPartBound;
   if (!Has(kernel, "bf16")) return kF32Bound;
-  return (type == DType::kBF16 ? kBf16Bound : kRoundedKeysBound) *
-         (Has(kernel, "rows") ? kFewRows : 1);
+  if (type != DType::kBF16) return kRoundedKeysBound;
+  return Has(kernel, "rows") ? kBf16RowBound : kBf16Bound;
 }
 
 bool HasFastArithmetic(const KernelTable& kernels, DType type, int rows) {

@@ -33,14 +33,14 @@ __m512i LoadSlice(const std::byte* at) {
   return _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 }
 
-// Numbers of a type as operands, beside others that are kOther times as large.
+// Numbers of a type as operands, beside others that are kOtherScale times as large.
 template <DType kType>
 struct AsBf16;
 
 template <>
 struct AsBf16<DType::kBF16> {
   static constexpr bool kHoldsAll = true;
-  static constexpr float kOther = 1;
+  static constexpr float kOtherScale = 1;
 
   static __m512i Take(__m512i numbers) { return numbers; }
   static bool Held() { return true; }
@@ -61,7 +61,7 @@ struct AsBf16<DType::kBF16> {
 template <>
 struct AsBf16<DType::kF16> {
   static constexpr bool kHoldsAll = false;
-  static constexpr float kOther = 0x1p112f;
+  static constexpr float kOtherScale = 0x1p112f;
 
   __m512i largest = _mm512_setzero_si512();  // that was taken: twice its bits, which drops the sign
 
@@ -126,7 +126,7 @@ struct Bf16Rows {
       for (int i = 0; i < dim; i += kElements) {
         const Vec scaled = Vec::Load(query + i) * scale;
         large |= _mm512_cmp_ps_mask(_mm512_abs_ps(scaled.v), _mm512_set1_ps(0x1p14f), _CMP_NLT_UQ);
-        StoreRounded(scaled * Vec::Set(AsBf16<kType>::kOther), out + 2 * i);
+        StoreRounded(scaled * Vec::Set(AsBf16<kType>::kOtherScale), out + 2 * i);
       }
     }
     for (int i = 0; i < args.values.dim; ++i) to.nothing[i] = 0;
@@ -146,7 +146,7 @@ struct Bf16Rows {
       }
       if (keys.Held()) return;
     }
-    F32Rows::TakeQueries(args, from.in_f32);
+    F32Rows::TakeQueries(args, from.in_f32);  // anew for each chunk, of which few come here
     F32Rows::Score(from.in_f32, args, chunk, ahead, scores);
   }
 
@@ -162,7 +162,7 @@ struct Bf16Rows {
     for (int row = 0; row < args.rows; ++row) {
       const float* weights = few.scores + row * kChunkKeys;
       for (int j = 0; j < count; j += Vec::kLanes) {
-        StoreRounded(Vec::Load(weights + j) * Vec::Set(AsBf16<kType>::kOther),
+        StoreRounded(Vec::Load(weights + j) * Vec::Set(AsBf16<kType>::kOtherScale),
                      from.weights + row * kChunkKeys + j);
       }
     }
