@@ -93,6 +93,7 @@ Status Attention::Plan(const AttentionInputs& inputs, Workspace& workspace) {
                                      std::to_string(impl.plan.tiles()) + " query blocks");
   }
   impl.workspace = workspace.impl_.get();
+  impl.serial = ++impl.workspace->plans;
   if (!impl.workspace->Reserve(impl.plan.thread_bytes, impl.plan.shared_bytes, impl.plan.tiles())) {
     return Status::ResourceExhausted("no memory for " + std::to_string(impl.plan.thread_bytes) +
                                      " bytes of scratch for each thread");
@@ -103,11 +104,10 @@ Status Attention::Plan(const AttentionInputs& inputs, Workspace& workspace) {
 int Attention::items() const { return impl_->plan.items(); }
 
 void Attention::RunItem(int item, int thread) {
-  std::byte* scratch = impl_->workspace->threads[static_cast<std::size_t>(thread)].get();
   if (impl_->plan.pruned) {
-    RunPrunedItem(*impl_, item, scratch);
+    RunPrunedItem(*impl_, item, static_cast<std::size_t>(thread));
   } else {
-    RunDenseItem(*impl_, item, scratch);
+    RunDenseItem(*impl_, item, static_cast<std::size_t>(thread));
   }
 }
 

@@ -29,6 +29,7 @@ struct Attention::Impl {
   AttentionInputs inputs;
   AttentionPlan plan;
   Workspace::Impl* workspace = nullptr;
+  std::uint64_t serial = 0;  // of the plan, among those of the workspace
   BlockMask mask;
   KeptSelection kept;
   bool reuse_selection = false;
@@ -44,7 +45,7 @@ struct Attention::Impl {
 };
 
 // work_item.cc
-void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratch);
-void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scratch);
+void RunDenseItem(Attention::Impl& attention, int item, std::size_t thread);
+void RunPrunedItem(Attention::Impl& attention, int item, std::size_t thread);
 
 }  // namespace coppice

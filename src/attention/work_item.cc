@@ -164,6 +164,10 @@ void PointAtMask(const MaskView& mask, const AttentionPlan& plan, const Tile& ti
   }
 }
 
+KeyRange PieceOf(const AttentionPlan& plan, int split) {
+  return {split * plan.split_keys, std::min((split + 1) * plan.split_keys, plan.keys)};
+}
+
 // First row of a piece of a tile among the partial results.
 std::size_t PartialRow(const AttentionPlan& plan, const Tile& tile, int split) {
   return static_cast<std::size_t>(tile.index * plan.splits + split) *
@@ -295,18 +299,18 @@ void AttendSelected(Attention::Impl& attention, const Tile& tile, int n, ItemScr
 
 }  // namespace
 
-void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratch) {
+void RunDenseItem(Attention::Impl& attention, int item, std::size_t thread) {
   const auto start = Clock::now();
   const AttentionPlan& plan = attention.plan;
   const AttentionInputs& inputs = attention.inputs;
   const int split = item % plan.splits;
   const int first_tile = item / plan.splits * plan.heads_per_item;
-  ItemScratch scratch = LayOutItem(thread_scratch, plan, *attention.kernels, nullptr);
+  ItemScratch scratch =
+      LayOutItem(attention.workspace->threads[thread].get(), plan, *attention.kernels, nullptr);
   const PartialScratch partials = LayOutPartials(attention.workspace->shared.get(), plan);
 
   const Tile first = TileAt(plan, first_tile);  // the others differ in the head only
-  const KeyRange run = {split * plan.split_keys,
-                        std::min((split + 1) * plan.split_keys, plan.keys)};
+  const KeyRange run = PieceOf(plan, split);
   const std::uint64_t visible = DenseRanges(inputs, plan, first, run, scratch.near) *
                                 static_cast<std::uint64_t>(plan.heads_per_item);
   KeySegment segment = {.runs = &run, .run_count = 1, .visible = scratch.near};
@@ -328,6 +332,11 @@ void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratc
       scratch.outputs[row + r] = partials.outputs + (partial + static_cast<std::size_t>(r)) *
                                                         static_cast<std::size_t>(plan.dim_v);
     }
+  }
+  ItemTrail& trail = attention.workspace->trails[thread];
+  scratch.problems[0].fetched = trail.Take(attention.serial, item, item - split + plan.splits);
+  if (trail.next != ItemTrail::kNone) {
+    scratch.problems[0].ahead = PieceOf(plan, split + trail.next - item);
   }
   attention.kernels->attend(scratch.problems, plan.heads_per_item);
 
@@ -352,12 +361,12 @@ void RunDenseItem(Attention::Impl& attention, int item, std::byte* thread_scratc
   attention.attend_ns.fetch_add(NanosecondsSince(start), std::memory_order_relaxed);
 }
 
-void RunPrunedItem(Attention::Impl& attention, int item, std::byte* thread_scratch) {
+void RunPrunedItem(Attention::Impl& attention, int item, std::size_t thread) {
   const auto start = Clock::now();
   const AttentionPlan& plan = attention.plan;
   const ItemBlocks blocks = BlocksOf(plan, item);
-  ItemScratch scratch =
-      LayOutItem(thread_scratch, plan, *attention.kernels, attention.selector.get());
+  ItemScratch scratch = LayOutItem(attention.workspace->threads[thread].get(), plan,
+                                   *attention.kernels, attention.selector.get());
   for (int block = blocks.first; block < blocks.last; ++block) {
     const int row = (block - blocks.first) * plan.tile_rows();
     PointAtRows(attention.inputs, plan, TileOf(plan, block, blocks.selection_head),

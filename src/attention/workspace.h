@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <vector>
 
 #include "coppice/attention.h"
@@ -13,14 +14,39 @@
 
 namespace coppice {
 
+// The item that a thread runs, and which it will presumably run next: who took every second one will do so
+// again.
+struct alignas(kCacheLine) ItemTrail {
+  static constexpr int kNone = -1;
+
+  std::uint64_t plan = 0;
+  int item = kNone;
+  int next = kNone;
+
+  // Moves on to an item, behind which `end` comes after the last that is worth presuming. Returns whether
+  // it is the one that was presumed.
+  bool Take(std::uint64_t new_plan, int new_item, int end) {
+    const bool same_plan = new_plan == plan;
+    const bool presumed = same_plan && new_item == next;
+    const int step = same_plan && item != kNone ? new_item - item : 0;
+    next = step > 0 && step < end - new_item ? new_item + step : kNone;
+    item = new_item;
+    plan = new_plan;
+    return presumed;
+  }
+};
+
 struct Workspace::Impl {
-  explicit Impl(int thread_count) : threads(static_cast<std::size_t>(thread_count)) {}
+  explicit Impl(int thread_count)
+      : threads(static_cast<std::size_t>(thread_count)), trails(threads.size()) {}
 
   // False when there is no memory; what was there stays.
   bool Reserve(std::size_t thread_bytes, std::size_t shared_bytes, int tiles);
   std::size_t bytes() const { return thread_size * threads.size() + shared_size; }
 
   std::vector<AlignedBytes> threads;
+  std::vector<ItemTrail> trails;  // of the threads
+  std::uint64_t plans = 0;        // made so far
   std::size_t thread_size = 0;
   AlignedBytes shared;
   std::size_t shared_size = 0;

@@ -51,6 +51,9 @@ struct AttendArgs {
   float* const* outputs = nullptr;  // [rows] -> [dim_v]; zero where nothing is visible
   float* lses = nullptr;            // [rows], natural log; -inf where nothing is visible
   std::byte* scratch = nullptr;     // of the first problem: attend_scratch bytes, 64-byte aligned
+  // Hints, which change no result. Of the first problem:
+  KeyRange ahead;  // keys that a call on the same tensors will presumably begin with; may be empty
+  bool fetched = false;  // the keys of this call were `ahead` in the one before
 };
 
 // scores[g][i] = max over rows r of group g and keys j in {start, start + 1, ..} of block i, j < limit,

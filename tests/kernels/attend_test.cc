@@ -165,6 +165,39 @@ TEST_P(AttendKernel, SameBitsEveryTime) {
   }
 }
 
+// What a caller says of the call before and the next one moves memory, and nothing else.
+TEST_P(AttendKernel, HintsChangeNoResult) {
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    for (const int rows : {1, 4, 7, 20}) {
+      for (const bool fast : {false, true}) {
+        KernelProblem problem(type, rows, 400, 64, 64, 17);
+        problem.fast = fast;
+        problem.runs = {{3, 90}, {120, 250}};
+        const KernelResult without = Solve(kernels(), problem);
+        problem.fetched = true;
+        for (const KeyRange ahead : {KeyRange{}, {250, 400}, {399, 400}, {0, 64}}) {
+          problem.ahead = ahead;
+          const KernelResult with = Solve(kernels(), problem);
+          EXPECT_EQ(with.output, without.output) << NameOf(type) << " from " << ahead.begin;
+          EXPECT_EQ(with.lse, without.lse) << NameOf(type) << " from " << ahead.begin;
+        }
+      }
+    }
+  }
+}
+
+// No key of these is seen, and what lies ahead must not take their place.
+TEST_P(AttendKernel, KeysAheadAreNotAttendedTo) {
+  for (const int rows : {1, 7, 20}) {
+    KernelProblem problem(DType::kF16, rows, 200, 64, 64, 19);
+    problem.runs = {};
+    problem.ahead = {10, 200};
+    const KernelResult got = Solve(kernels(), problem);
+    EXPECT_EQ(got.lse, std::vector<float>(static_cast<std::size_t>(rows), -kInfinity));
+    EXPECT_EQ(got.output, std::vector<float>(static_cast<std::size_t>(rows) * 64, 0.0f));
+  }
+}
+
 // Fast arithmetic: what each type may lose, by the kernel that it gets.
 void ExpectFastWithinBounds(const KernelTable& kernels, DType type, int rows, int keys, int dim_k,
                             int dim_v) {

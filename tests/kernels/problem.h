@@ -22,6 +22,8 @@ struct KernelProblem {
   std::vector<KeyRange> runs;
   std::vector<KeyRange> visible;         // [rows]
   std::vector<std::vector<float>> mask;  // [rows][keys] or empty
+  KeyRange ahead;
+  bool fetched = false;
 
   KernelProblem(DType type, int rows, int key_count, int dim_k, int dim_v, std::uint32_t seed,
                 float query_scale = 1)
@@ -104,7 +106,9 @@ inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& probl
                            .segment_count = 1,
                            .outputs = outputs.data(),
                            .lses = result.lse.data(),
-                           .scratch = scratch.get()};
+                           .scratch = scratch.get(),
+                           .ahead = problem.ahead,
+                           .fetched = problem.fetched};
   kernels.attend(&args, 1);
   for (std::size_t i = 0; i < kCacheLine; ++i) {
     if (scratch[size + i] != std::byte{0xA5}) result.lse.clear();  // fails every comparison

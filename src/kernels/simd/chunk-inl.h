@@ -7,8 +7,11 @@
 // 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
 constexpr int kChunkKeys = 64;
 
-// A chunk of keys, and where their rows lie behind the first of a tensor: alike for all KV heads.
+// A chunk of keys of one segment, and where their rows lie behind the first of a tensor: alike for all KV
+// heads.
 struct KeyChunk {
+  const KeySegment* segment = nullptr;  // null: not to be attended to, only fetched
+  bool all_visible = false;
   int count = 0;
   std::int32_t keys[kChunkKeys];         // ascending
   std::int64_t key_offsets[kChunkKeys];  // bytes, padded with the last

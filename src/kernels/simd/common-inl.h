@@ -148,7 +148,8 @@ class TileAhead {
 // Walks the keys of a segment that any row may see, in tiles.
 class KeyWalk {
  public:
-  KeyWalk(const KeySegment& segment, int rows) : segment_(segment) {
+  KeyWalk() = default;
+  KeyWalk(const KeySegment& segment, int rows) : segment_(&segment) {
     range_ = segment.visible[0];
     common_ = range_;
     for (int r = 1; r < rows; ++r) {
@@ -163,8 +164,8 @@ class KeyWalk {
   // Fills keys with up to `most` next keys, ascending; returns their number, 0 at the end.
   int Next(int most, std::int32_t* keys) {
     int count = 0;
-    while (count < most && run_ < segment_.run_count) {
-      const KeyRange run = segment_.runs[run_];
+    while (count < most && run_ < segment_->run_count) {
+      const KeyRange run = segment_->runs[run_];
       const int begin = Max(Max(run.begin, range_.begin), next_);
       const int end = Min(run.end, range_.end);
       const int taken = Max(0, Min(end - begin, most - count));
@@ -181,7 +182,7 @@ class KeyWalk {
   }
 
  private:
-  const KeySegment& segment_;
+  const KeySegment* segment_ = nullptr;
   KeyRange range_;   // seen by any row
   KeyRange common_;  // seen by all rows
   int run_ = 0;

@@ -314,13 +314,13 @@ inline void AddVisibleValues(const AttendArgs& args, const FewSums& few, int row
 }
 
 // Scores of a chunk, all there, to weights.
-inline void WeighChunk(const AttendArgs& args, const KeySegment& segment, bool all_visible,
-                       const KeyChunk& chunk, FewSums& few, RowsAhead& ahead) {
+inline void WeighChunk(const AttendArgs& args, const KeyChunk& chunk, FewSums& few,
+                       RowsAhead& ahead) {
   for (int row = 0; row < args.rows; ++row) {
     float* scores = few.scores + row * kChunkKeys;
     ShapeRow(args, row, chunk.keys, chunk.count, scores);
-    if (!all_visible || segment.mask_rows != nullptr) {
-      RestrictRow(segment, row, chunk.keys, chunk.count, few.bias, scores);
+    if (!chunk.all_visible || chunk.segment->mask_rows != nullptr) {
+      RestrictRow(*chunk.segment, row, chunk.keys, chunk.count, few.bias, scores);
     }
     few.shrink[row] =
         SoftmaxRow(scores, chunk.count, few.highest[row], few.total + row * Vec::kLanes, ahead);
@@ -353,57 +353,59 @@ struct F32Rows {
   }
 };
 
+// The chunks of all segments, and behind them one of the keys that lie ahead.
+class ChunkWalk {
+ public:
+  explicit ChunkWalk(const AttendArgs& args) : args_(args) {}
+
+  void Next(KeyChunk& chunk) {
+    for (; segment_ < args_.segment_count; ++segment_, begun_ = false) {
+      const KeySegment& segment = args_.segments[segment_];
+      if (!begun_) keys_ = KeyWalk(segment, args_.rows);
+      begun_ = true;
+      while ((chunk.count = keys_.Next(kChunkKeys, chunk.keys)) > 0) {
+        chunk.segment = &segment;
+        chunk.all_visible = keys_.AllVisible(chunk.keys, chunk.count);
+        if (segment.mask_rows != nullptr) {
+          chunk.count = DropMasked(segment, args_.rows, chunk.count, chunk.keys, chunk.all_visible);
+        }
+        if (chunk.count > 0) return Locate(chunk);
+      }
+    }
+    chunk.segment = nullptr;
+    chunk.count = Min(args_.ahead.end - args_.ahead.begin, kChunkKeys);
+    for (int j = 0; j < chunk.count; ++j) chunk.keys[j] = args_.ahead.begin + j;
+    Locate(chunk);
+  }
+
+ private:
+  void Locate(KeyChunk& chunk) const {
+    LocateRows(chunk.keys, chunk.count, args_.keys.stride, chunk.key_offsets);
+    LocateRows(chunk.keys, chunk.count, args_.values.stride, chunk.value_offsets);
+  }
+
+  const AttendArgs& args_;
+  int segment_ = 0;
+  bool begun_ = false;
+  KeyWalk keys_;  // of the segment, once begun
+};
+
 // A chunk of all problems; `next` will be read after it.
 template <typename Rows>
-inline void AttendChunk(const AttendArgs* args, int problems, const KeySegment& segment,
-                        bool all_visible, const KeyChunk& chunk, const KeyChunk& next,
-                        FewScratch<Rows>* few) {
+inline void AttendChunk(const AttendArgs* args, int problems, const KeyChunk& chunk,
+                        const KeyChunk& next, FewScratch<Rows>* few) {
   RowsAhead values(args, &AttendArgs::values, problems, chunk.value_offsets, chunk.count);
   for (int p = 0; p < problems; ++p) {
     Rows::Score(few[p].operands, args[p], chunk, values, few[p].scores);
   }
   RowsAhead ahead(args, &AttendArgs::keys, problems, next.key_offsets, next.count);
   for (int p = 0; p < problems; ++p) {
-    WeighChunk(args[p], segment, all_visible, chunk, few[p], ahead);
-    if (all_visible) {
+    WeighChunk(args[p], chunk, few[p], ahead);
+    if (chunk.all_visible) {
       Rows::Add(few[p].operands, args[p], few[p], chunk, ahead);
     } else {
       for (int row = 0; row < args[p].rows; ++row) AddVisibleValues(args[p], few[p], row, chunk);
     }
-  }
-}
-
-// A segment of all problems, chunk by chunk.
-template <typename Rows>
-inline void AttendFewSegment(const AttendArgs* args, int problems, int s, FewScratch<Rows>* few) {
-  const KeySegment& segment = args[0].segments[s];
-  const int rows = args[0].rows;
-  const auto locate = [&](KeyChunk& chunk) {
-    LocateRows(chunk.keys, chunk.count, args[0].keys.stride, chunk.key_offsets);
-    LocateRows(chunk.keys, chunk.count, args[0].values.stride, chunk.value_offsets);
-  };
-  KeyChunk chunks[2];
-  KeyWalk walk(segment, rows);
-  const auto take = [&](KeyChunk& chunk) {
-    chunk.count = walk.Next(kChunkKeys, chunk.keys);
-    locate(chunk);
-  };
-  take(chunks[0]);
-  RowsAhead(args, &AttendArgs::keys, problems, chunks[0].key_offsets, chunks[0].count).Load();
-  for (int i = 0; chunks[i % 2].count > 0; ++i) {
-    KeyChunk& chunk = chunks[i % 2];
-    KeyChunk& next = chunks[(i + 1) % 2];
-    take(next);
-    bool all_visible = walk.AllVisible(chunk.keys, chunk.count);
-    if (segment.mask_rows != nullptr) {
-      const int kept = DropMasked(segment, rows, chunk.count, chunk.keys, all_visible);
-      if (kept == 0) continue;
-      if (kept < chunk.count) {
-        chunk.count = kept;
-        locate(chunk);
-      }
-    }
-    AttendChunk(args, problems, segment, all_visible, chunk, next, few);
   }
 }
 
@@ -441,6 +443,15 @@ inline void AttendFew(const AttendArgs* args, int problems) {
     LayOutFew(cutter, args[p].keys.dim, args[p].values.dim, few[p]);
     BeginFew(args[p], few[p]);
   }
-  for (int s = 0; s < args[0].segment_count; ++s) AttendFewSegment(args, problems, s, few);
+  KeyChunk chunks[2];
+  ChunkWalk walk(args[0]);
+  walk.Next(chunks[0]);
+  if (chunks[0].segment != nullptr && !args[0].fetched) {
+    RowsAhead(args, &AttendArgs::keys, problems, chunks[0].key_offsets, chunks[0].count).Load();
+  }
+  for (int i = 0; chunks[i % 2].segment != nullptr; ++i) {
+    walk.Next(chunks[(i + 1) % 2]);
+    AttendChunk(args, problems, chunks[i % 2], chunks[(i + 1) % 2], few);
+  }
   for (int p = 0; p < problems; ++p) FinishFew(args[p], few[p]);
 }
