@@ -9,6 +9,16 @@
 // wants one side unsigned, so queries are stored as q + 128, and the sum starts at -128 sum_i k_i.
 // Cost for a block, key and lane vector: 8 dot products, a conversion, a product, a multiply-add.
 
+inline int SumBytes(__m256i bytes) {
+  // Unsigned bytes, 128 too large each.
+  const __m256i sums =
+      _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+  const __m128i half =
+      _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  return static_cast<int>(_mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1)) -
+         128 * static_cast<int>(kQ8BlockSize);
+}
+
 // A block of a query, rounded to steps of what is returned, as bytes q + 128, four in a word. An infinity
 // or NaN makes the step one too, and the scores of the row NaN.
 inline float RoundBlock(const float* from, std::uint32_t* words) {
@@ -101,15 +111,6 @@ struct Int8Scores {
   static constexpr int FetchesOfTile(int /*dim*/) { return kTileKeys / kRows; }
 
  private:
-  static int SumBytes(__m256i bytes) {
-    // Unsigned bytes, 128 too large each.
-    const __m256i sums =
-        _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
-    const __m128i half =
-        _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    return static_cast<int>(_mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1)) - 128 * kBlock;
-  }
-
   template <int NV>
   static void ScoreKeys(const Operands& from, int dim, int panel, int first, int count,
                         float* scores) {

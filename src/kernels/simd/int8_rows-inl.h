@@ -54,12 +54,10 @@ struct Int8Rows {
       std::uint32_t* words = to.queries + at * kWords;
       const float step = RoundBlock(args.queries[at / blocks] + at % blocks * kBlock, words);
       to.query_scales[at] = step * args.scale * kLog2E;
-      int sum = 0;
-      for (int word = 0; word < kWords; ++word) {
-        words[word] ^= 0x80808080u;
-        for (int i = 0; i < 4; ++i) sum += static_cast<std::int8_t>(words[word] >> (8 * i));
-      }
-      to.starts[at] = -128 * sum;
+      const __m256i bytes = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<__m256i*>(words)),
+                                             _mm256_set1_epi8(-128));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), bytes);
+      to.starts[at] = -128 * SumBytes(bytes);
     }
   }
 
