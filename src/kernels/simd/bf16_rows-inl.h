@@ -3,11 +3,12 @@
 // Few rows (decode) over bf16 or f16 keys and values in bf16 arithmetic. One instruction (vdpbf16ps) adds
 // two products to each of 16 f32 sums, so that memory is what decode waits for.
 //
-//   scores: two rows in the halves of a vector, which share 16 elements of a key.
+//   scores: two rows in the halves of a vector, each beside the half of a key that it is multiplied with;
+//   for 32 elements, once with the key as it lies and once with its halves swapped.
 //
-//      key      | k0 ..    k15 | k0 ..    k15 |
-//      queries  | q0 ..    q15 | q0 ..    q15 |     for each 16 elements
-//                    row 0          row 1
+//      key        | k0  .. k15 | k16 .. k31 |         swapped    | k16 .. k31 | k0  .. k15 |
+//      first      | q0  .. q15 | q16 .. q31 |         second     | q16 .. q31 | q0  .. q15 |
+//                      row 0        row 1                             row 0        row 1
 //
 //   values: elements in the lanes, pairs of keys in the two halves of a lane, as in bf16-inl.h.
 //
@@ -44,18 +45,6 @@ struct AsBf16<DType::kBF16> {
 
   static __m512i Take(__m512i numbers) { return numbers; }
   static bool Held() { return true; }
-
-  // Of a slice of a row, the first or second 16 elements in both halves of a vector.
-  using Slice = const std::byte*;
-  template <bool kWhole>
-  static Slice TakeSlice(const std::byte* at) {
-    return at;
-  }
-  template <int kHalf>
-  static __m512bh Twice(Slice slice) {
-    return (__m512bh)_mm512_broadcast_i64x4(
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(slice + 32 * kHalf)));
-  }
 };
 
 template <>
@@ -78,17 +67,6 @@ struct AsBf16<DType::kF16> {
     return _mm512_cmpge_epu16_mask(largest, infinity) == 0 &&
            _mm512_cmpge_epu16_mask(largest, small) != 0;
   }
-
-  using Slice = __m512i;
-  template <bool kWhole>
-  Slice TakeSlice(const std::byte* at) {
-    return Take(LoadSlice<kWhole>(at));
-  }
-  template <int kHalf>
-  static __m512bh Twice(Slice slice) {
-    constexpr int kQuarters = kHalf == 0 ? _MM_SHUFFLE(1, 0, 1, 0) : _MM_SHUFFLE(3, 2, 3, 2);
-    return (__m512bh)_mm512_shuffle_i64x2(slice, slice, kQuarters);
-  }
 };
 
 template <DType kType>
@@ -100,7 +78,7 @@ struct Bf16Rows {
   static constexpr bool kHoldsAll = AsBf16<kType>::kHoldsAll;
 
   struct Operands {
-    std::uint16_t* queries;    // [kMaxFewRows / 2][dim_k / kElements][2][kElements]
+    std::uint16_t* queries;    // [kMaxFewRows / 2][slices of dim_k][first, second][kSlice]
     std::uint16_t* weights;    // [kMaxFewRows][kChunkKeys]
     std::uint16_t* nothing;    // [dim_v], the partner of a last key that has none
     bool* held;                // whether bf16 holds the queries
@@ -108,7 +86,7 @@ struct Bf16Rows {
   };
 
   static void LayOut(Cutter& cutter, int dim_k, int dim_v, Operands& to) {
-    to.queries = cutter.Take<std::uint16_t>(static_cast<std::int64_t>(kMaxFewRows) * dim_k);
+    to.queries = cutter.Take<std::uint16_t>(static_cast<std::int64_t>(kMaxFewRows) * Padded(dim_k));
     to.weights = cutter.Take<std::uint16_t>(kMaxFewRows * kChunkKeys);
     to.nothing = cutter.Take<std::uint16_t>(dim_v);
     if constexpr (kHoldsAll) return;
@@ -122,11 +100,14 @@ struct Bf16Rows {
     __mmask16 large = 0;
     for (int row = 0; row < (args.rows + 3) / 4 * 4; ++row) {
       const float* query = args.queries[Min(row, args.rows - 1)];
-      std::uint16_t* out = to.queries + row / 2 * 2 * dim + row % 2 * kElements;
-      for (int i = 0; i < dim; i += kElements) {
-        const Vec scaled = Vec::Load(query + i) * scale;
+      const int side = row % 2;
+      std::uint16_t* out = to.queries + row / 2 * 2 * Padded(dim) + side * kElements;
+      for (int i = 0; i < Padded(dim); i += kElements) {
+        const Vec scaled = i < dim ? Vec::Load(query + i) * scale : Vec::Set(0.0f);
         large |= _mm512_cmp_ps_mask(_mm512_abs_ps(scaled.v), _mm512_set1_ps(0x1p14f), _CMP_NLT_UQ);
-        StoreRounded(scaled * Vec::Set(AsBf16<kType>::kOtherScale), out + 2 * i);
+        const bool swapped = i / kElements % 2 != side;
+        StoreRounded(scaled * Vec::Set(AsBf16<kType>::kOtherScale),
+                     out + i / kSlice * 2 * kSlice + (swapped ? kSlice : 0));
       }
     }
     for (int i = 0; i < args.values.dim; ++i) to.nothing[i] = 0;
@@ -138,7 +119,7 @@ struct Bf16Rows {
     if (kHoldsAll || *from.held) {
       AsBf16<kType> keys;
       for (int row = 0; row < args.rows; row += 4) {
-        const std::uint16_t* queries = from.queries + row * args.keys.dim;
+        const std::uint16_t* queries = from.queries + row * Padded(args.keys.dim);
         for (int j = 0; j < chunk.count; j += kKeys) {
           ScoreFourRows(queries, args.keys.dim, args.keys.data, chunk.key_offsets + j, keys, ahead,
                         scores + row * kChunkKeys + j);
@@ -179,6 +160,8 @@ struct Bf16Rows {
   }
 
  private:
+  static constexpr int Padded(int dim) { return (dim + kSlice - 1) / kSlice * kSlice; }
+
   static void StoreRounded(Vec from, std::uint16_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(from.v));
   }
@@ -191,43 +174,39 @@ struct Bf16Rows {
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) sum[j][0] = sum[j][1] = _mm512_setzero_ps();
     AsBf16<kType> taken = as_bf16;
-    int i = 0;
-    const auto add = [&]<bool kWhole>() __attribute__((always_inline)) {
+    const auto add = [&]<bool kWhole>(int i) __attribute__((always_inline)) {
       const std::uint16_t* const at = queries + 2 * i;
       const auto load = [](const std::uint16_t* from) {
         return (__m512bh)_mm512_loadu_si512(from);
       };
-      const __m512bh first[2] = {load(at), load(at + 2 * dim)};
-      const auto load_second = [&](int pair) {
-        return kWhole ? load(at + kSlice + 2 * pair * dim) : first[pair];
-      };
-      const __m512bh second[2] = {load_second(0), load_second(1)};
+      const __m512bh first[2] = {load(at), load(at + 2 * Padded(dim))};
+      const __m512bh second[2] = {load(at + kSlice), load(at + kSlice + 2 * Padded(dim))};
 #pragma GCC unroll 2
       for (int four = 0; four < kKeys; four += 4) {
-        typename AsBf16<kType>::Slice slices[4];
+        __m512i key[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          slices[j] = taken.template TakeSlice<kWhole>(keys + offsets[four + j] + 2 * i);
+          key[j] = taken.Take(LoadSlice<kWhole>(keys + offsets[four + j] + 2 * i));
         }
         ahead.Fetch();
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          const __m512bh key = AsBf16<kType>::template Twice<0>(slices[j]);
-          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], first[0], key);
-          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], first[1], key);
+          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], first[0], (__m512bh)key[j]);
+          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], first[1], (__m512bh)key[j]);
         }
-        if constexpr (!kWhole) continue;
-        ahead.Fetch();
+        if constexpr (kWhole) ahead.Fetch();
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          const __m512bh key = AsBf16<kType>::template Twice<1>(slices[j]);
-          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], second[0], key);
-          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], second[1], key);
+          const auto swapped =
+              (__m512bh)_mm512_shuffle_i64x2(key[j], key[j], _MM_SHUFFLE(1, 0, 3, 2));
+          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], second[0], swapped);
+          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], second[1], swapped);
         }
       }
     };
-    for (; i + kSlice <= dim; i += kSlice) add.template operator()<true>();
-    if (i < dim) add.template operator()<false>();
+    int i = 0;
+    for (; i + kSlice <= dim; i += kSlice) add.template operator()<true>(i);
+    if (i < dim) add.template operator()<false>(i);
     as_bf16 = taken;
 #pragma GCC unroll 2
     for (int j = 0; j < kKeys; j += 4) {
