@@ -29,6 +29,11 @@ inline void LocateRows(const std::int32_t* rows, int count, std::int64_t stride,
   for (int j = count; j < kChunkKeys; ++j) offsets[j] = count > 0 ? offsets[count - 1] : 0;
 }
 
+// Times that a line is asked for, where there is one stream; the second for arithmetic that takes less time
+// than memory.
+constexpr int kRequests = 3;
+constexpr int kMoreRequests = 4;
+
 // Rows of all problems that will be needed soon, fetched into the second-level cache a few lines at a
 // time under the arithmetic.
 //
@@ -42,7 +47,8 @@ inline void LocateRows(const std::int32_t* rows, int count, std::int64_t stride,
 // steps later: a processor drops a fetch while it waits for as many lines as it can (Zen 4 retires them at
 // four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys, twice
 // instead of once: bf16 20.9 to 24.9 GB/s; three times: one row to a KV head 2 to 5 % faster at 16 and 64 Ki).
-// With four streams a second request is slower (Xeon: 18.9 ms).
+// With four streams a second request is slower (Xeon: 18.9 ms). Arithmetic that is faster than memory asks
+// four times: one row to a KV head, or up to four in bf16.
 //
 // Not into the first level: the rows of one head lie a power of two apart there, and push each other
 // out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).
@@ -71,21 +77,21 @@ class RowsAhead {
   }
 
   // Two lines at a time keep up with the arithmetic; four were no faster (13.0 against 13.3 GB/s).
+  template <int kTimes = kRequests>
   __attribute__((always_inline)) void Fetch() {
     if (line_ == nullptr) [[unlikely]]
       return;
-    __builtin_prefetch(line_, 0, 2);
-    __builtin_prefetch(line_ + 64, 0, 2);
-    if constexpr (kFetchStreams == 1) {
-      __builtin_prefetch(line_ - kAgain, 0, 2);
-      __builtin_prefetch(line_ - kAgain + 64, 0, 2);
-      __builtin_prefetch(line_ - 2 * kAgain, 0, 2);
-      __builtin_prefetch(line_ - 2 * kAgain + 64, 0, 2);
+#pragma GCC unroll 4
+    for (int n = 0; n < (kFetchStreams == 1 ? kTimes : 1); ++n) {
+      __builtin_prefetch(line_ - n * kAgain, 0, 2);
+      __builtin_prefetch(line_ - n * kAgain + 64, 0, 2);
     }
     line_ += 128;
     if (line_ >= end_) [[unlikely]]
       Turn();
   }
+
+  int rows() const { return args_ == nullptr ? 0 : args_->rows; }  // of queries
 
   // All of them, before there is arithmetic to hide under. With nothing between, loads set the processor's
   // own prefetching going (Zen 4, one stream, f16, 32/8 heads x 128: decoding 16 Ki keys at 18.9 GB/s

@@ -40,6 +40,15 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
   few.total = cutter.Take<float>(kMaxFewRows * Vec::kLanes);
 }
 
+// As much as four vectors of such numbers; where rows go in two passes, f32 numbers in both of them. One row is
+// computed faster than it is read.
+template <int R, DType kType>
+__attribute__((always_inline)) inline void FetchVectors(RowsAhead& ahead) {
+  constexpr int kTimes = R == 1 ? kMoreRequests : kRequests;
+  ahead.Fetch<kTimes>();
+  if (kType == DType::kF32 && ahead.rows() <= kRowsOfPass) ahead.Fetch<kTimes>();
+}
+
 // scores[r][j] = queries[r] . k_j for R rows and the four keys a, b, c and d. They are no array: the
 // compiler would find its elements with vector arithmetic, which waits behind the sums of the four
 // keys before (Zen 4, 4 rows x 128: 47 cycles a key against 40).
@@ -54,7 +63,7 @@ inline void ScoreFourKeys(const float* queries, int dim, const std::byte* a, con
   }
   RowsAhead fetch = ahead;
   for (int i = 0; i < dim; i += Vec::kLanes) {
-    fetch.Fetch();
+    FetchVectors<R, kType>(fetch);
     const Vec key[4] = {LoadAs<kType>(a, i), LoadAs<kType>(b, i), LoadAs<kType>(c, i),
                         LoadAs<kType>(d, i)};
 #pragma GCC unroll 4
@@ -82,7 +91,7 @@ inline void ScoreTwoKeys(const float* queries, int dim, const std::byte* a, cons
   for (int r = 0; r < R + 1; ++r) sum[r][0] = sum[r][1] = Vec::Set(0.0f);
   RowsAhead fetch = ahead;
   for (int i = 0; i < dim; i += Vec::kLanes) {
-    if (i % (2 * Vec::kLanes) == 0) fetch.Fetch();
+    if (i % (2 * Vec::kLanes) == 0) FetchVectors<R, kType>(fetch);
     const Vec key[2] = {LoadAs<kType>(a, i), LoadAs<kType>(b, i)};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -134,7 +143,7 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
   }
   RowsAhead fetch = ahead;
   for (int j = 0; j < count; ++j) {
-    if (NV == 4 || j % 2 == 0) fetch.Fetch();  // as much as four vectors of f16
+    if (NV == 4 || j % 2 == 0) FetchVectors<R, kType>(fetch);
     const std::byte* row = values.data + offsets[j];
     Vec value[NV];
 #pragma GCC unroll 4
