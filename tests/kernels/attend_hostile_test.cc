@@ -379,7 +379,7 @@ TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
 
 INSTANTIATE_TEST_SUITE_P(Isa, Hostile,
                          ::testing::Combine(::testing::ValuesIn(AvailableIsas()),
-                                            ::testing::Values(4, 40)),
+                                            ::testing::Values(4, 7, 40)),
                          [](const auto& info) {
                            return std::get<0>(info.param) + "_rows" +
                                   std::to_string(std::get<1>(info.param));

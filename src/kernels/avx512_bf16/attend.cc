@@ -33,15 +33,14 @@ constexpr Solver TileSolver(std::string_view name) {
 constexpr Solver kTileBf16 = TileSolver<Bf16Scores, Bf16Values>("tile bf16 bf16");
 constexpr Solver kTileInt8 = TileSolver<Int8Scores, Bf16Values>("tile int8 bf16");
 
-// Decode in bf16 pays from so many rows on (Zen 4, 16 Ki keys, dim 64 and 128): bf16 with one row is 10 and 2 %
-// slower than f32, with two 4 and 6 faster; f16 with two 5 % slower, with three 10 and 6 faster.
-constexpr int kBf16FromRows = 2;
-constexpr int kF16FromRows = 3;
+// With one row f16 is as fast in f32 (Zen 4, 4, 16 and 64 Ki keys: 2 % slower to 2 faster); with two, bf16 is
+// 14 % faster from the last-level cache and 2 to 3 from memory.
+constexpr int kF16FromRows = 2;
 
 const Solver& ChooseFewRows(const AttendShape& shape) {
   if (shape.fast && shape.key_type == shape.value_type) {
     const DType type = shape.key_type;
-    if (type == DType::kBF16 && shape.rows >= kBf16FromRows) return kRowsBf16<DType::kBF16>;
+    if (type == DType::kBF16) return kRowsBf16<DType::kBF16>;
     if (type == DType::kF16 && shape.rows >= kF16FromRows) return kRowsBf16<DType::kF16>;
   }
   return ChooseRows(shape);

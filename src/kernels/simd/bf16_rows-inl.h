@@ -72,9 +72,6 @@ struct AsBf16<DType::kF16> {
 template <DType kType>
 struct Bf16Rows {
   static constexpr int kElements = 16;  // of each of two queries in a vector
-  // Scored at a time: reducing their sums across lanes waits for the last products, and the longer for fewer
-  // keys (Zen 4, 256 and 4 Ki keys, bf16: 4 keys 4 % slower).
-  static constexpr int kKeys = 8;
   static constexpr bool kHoldsAll = AsBf16<kType>::kHoldsAll;
 
   struct Operands {
@@ -98,7 +95,7 @@ struct Bf16Rows {
     const int dim = args.keys.dim;
     const Vec scale = Vec::Set(args.scale * kLog2E);
     __mmask16 large = 0;
-    for (int row = 0; row < (args.rows + 3) / 4 * 4; ++row) {
+    for (int row = 0; row < (args.rows + 1) / 2 * 2; ++row) {
       const float* query = args.queries[Min(row, args.rows - 1)];
       const int side = row % 2;
       std::uint16_t* out = to.queries + row / 2 * 2 * Padded(dim) + side * kElements;
@@ -118,12 +115,21 @@ struct Bf16Rows {
                     RowsAhead& ahead, float* scores) {
     if (kHoldsAll || *from.held) {
       AsBf16<kType> keys;
-      for (int row = 0; row < args.rows; row += 4) {
-        const std::uint16_t* queries = from.queries + row * Padded(args.keys.dim);
-        for (int j = 0; j < chunk.count; j += kKeys) {
-          ScoreFourRows(queries, args.keys.dim, args.keys.data, chunk.key_offsets + j, keys, ahead,
-                        scores + row * kChunkKeys + j);
-        }
+      const auto score = [&]<int kPairs>() __attribute__((always_inline)) {
+        ScoreChunk<kPairs>(from.queries, args.keys, chunk, keys, ahead, scores);
+      };
+      switch ((args.rows + 1) / 2) {
+        case 1:
+          score.template operator()<1>();
+          break;
+        case 2:
+          score.template operator()<2>();
+          break;
+        case 3:
+          score.template operator()<3>();
+          break;
+        default:
+          score.template operator()<4>();
       }
       if (keys.Held()) return;
     }
@@ -147,40 +153,66 @@ struct Bf16Rows {
                      from.weights + row * kChunkKeys + j);
       }
     }
-    for (int row = 0; row < args.rows; row += 4) {
-      const int together = Min(4, args.rows - row);
-      for (int i = 0, taken = 0; i < dim; i += taken) {
-        const int size = Min((dim - i) / kElements, 4) / 2;  // 0 to 2 slices
-        taken = size == 0 ? kElements : size * kSlice;
-        const AddSlicesFn add = kAddSlices[together][size];
-        if (add(from.weights + row * kChunkKeys, few, row, rows, pairs, dim, i, ahead)) continue;
-        for (int r = row; r < row + together; ++r) AddInF32(args, few, chunk, r, i, i + taken);
-      }
+    const int most = args.rows > 4 ? 1 : 2;  // slices at a time
+    for (int i = 0, taken = 0; i < dim; i += taken) {
+      const int size = Min((dim - i) / kSlice, most);
+      taken = size == 0 ? kElements : size * kSlice;
+      const AddSlicesFn add = kAddSlices[args.rows][size];
+      if (add(from.weights, few, rows, pairs, dim, i, ahead)) continue;
+      for (int row = 0; row < args.rows; ++row) AddInF32(args, few, chunk, row, i, i + taken);
     }
   }
 
  private:
+  // With so few rows, arithmetic is faster than memory.
+  static constexpr int TimesOf(int rows) {
+    return rows <= (kType == DType::kBF16 ? 4 : 2) ? kMoreRequests : kRequests;
+  }
+
   static constexpr int Padded(int dim) { return (dim + kSlice - 1) / kSlice * kSlice; }
 
   static void StoreRounded(Vec from, std::uint16_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(from.v));
   }
 
-  // scores[r][j] of four rows and kKeys keys.
-  static void ScoreFourRows(const std::uint16_t* queries, int dim, const std::byte* keys,
-                            const std::int64_t* offsets, AsBf16<kType>& as_bf16, RowsAhead& ahead,
-                            float* scores) {
-    __m512 sum[kKeys][2];
+  // scores[r][j] of kPairs pairs of rows and the keys of a chunk.
+  template <int kPairs>
+  __attribute__((always_inline)) static void ScoreChunk(const std::uint16_t* queries,
+                                                        const RowsView& keys, const KeyChunk& chunk,
+                                                        AsBf16<kType>& as_bf16, RowsAhead& ahead,
+                                                        float* scores) {
+    // Reducing sums across lanes waits for the last products, and the longer for fewer keys (Zen 4, four rows,
+    // 256 and 4 Ki keys, bf16: 4 keys 4 % slower).
+    constexpr int kKeys = kPairs <= 2 ? 8 : 4;
+    for (int j = 0; j < chunk.count; j += kKeys) {
+      ScoreKeys<kPairs, kKeys>(queries, keys.dim, keys.data, chunk.key_offsets + j, as_bf16, ahead,
+                               scores + j);
+    }
+  }
+
+  template <int kPairs, int kKeys>
+  __attribute__((always_inline)) static void ScoreKeys(const std::uint16_t* queries, int dim,
+                                                       const std::byte* keys,
+                                                       const std::int64_t* offsets,
+                                                       AsBf16<kType>& as_bf16, RowsAhead& ahead,
+                                                       float* scores) {
+    constexpr int kTimes = TimesOf(2 * kPairs);
+    __m512 sum[kKeys][kPairs];
 #pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) sum[j][0] = sum[j][1] = _mm512_setzero_ps();
+    for (int j = 0; j < kKeys; ++j) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPairs; ++p) sum[j][p] = _mm512_setzero_ps();
+    }
     AsBf16<kType> taken = as_bf16;
     const auto add = [&]<bool kWhole>(int i) __attribute__((always_inline)) {
-      const std::uint16_t* const at = queries + 2 * i;
-      const auto load = [](const std::uint16_t* from) {
-        return (__m512bh)_mm512_loadu_si512(from);
-      };
-      const __m512bh first[2] = {load(at), load(at + 2 * Padded(dim))};
-      const __m512bh second[2] = {load(at + kSlice), load(at + kSlice + 2 * Padded(dim))};
+      __m512bh first[kPairs];
+      __m512bh second[kPairs];
+#pragma GCC unroll 4
+      for (int p = 0; p < kPairs; ++p) {
+        const std::uint16_t* const at = queries + 2 * (p * Padded(dim) + i);
+        first[p] = (__m512bh)_mm512_loadu_si512(at);
+        second[p] = (__m512bh)_mm512_loadu_si512(at + kSlice);
+      }
 #pragma GCC unroll 2
       for (int four = 0; four < kKeys; four += 4) {
         __m512i key[4];
@@ -188,19 +220,23 @@ struct Bf16Rows {
         for (int j = 0; j < 4; ++j) {
           key[j] = taken.Take(LoadSlice<kWhole>(keys + offsets[four + j] + 2 * i));
         }
-        ahead.Fetch();
+        ahead.Fetch<kTimes>();
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], first[0], (__m512bh)key[j]);
-          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], first[1], (__m512bh)key[j]);
+#pragma GCC unroll 4
+          for (int p = 0; p < kPairs; ++p) {
+            sum[four + j][p] = _mm512_dpbf16_ps(sum[four + j][p], first[p], (__m512bh)key[j]);
+          }
         }
-        if constexpr (kWhole) ahead.Fetch();
+        if constexpr (kWhole) ahead.Fetch<kTimes>();
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const auto swapped =
               (__m512bh)_mm512_shuffle_i64x2(key[j], key[j], _MM_SHUFFLE(1, 0, 3, 2));
-          sum[four + j][0] = _mm512_dpbf16_ps(sum[four + j][0], second[0], swapped);
-          sum[four + j][1] = _mm512_dpbf16_ps(sum[four + j][1], second[1], swapped);
+#pragma GCC unroll 4
+          for (int p = 0; p < kPairs; ++p) {
+            sum[four + j][p] = _mm512_dpbf16_ps(sum[four + j][p], second[p], swapped);
+          }
         }
       }
     };
@@ -210,25 +246,38 @@ struct Bf16Rows {
     as_bf16 = taken;
 #pragma GCC unroll 2
     for (int j = 0; j < kKeys; j += 4) {
-      const __m512 low = SumInQuarters(sum[j][0], sum[j + 1][0], sum[j + 2][0], sum[j + 3][0]);
-      const __m512 high = SumInQuarters(sum[j][1], sum[j + 1][1], sum[j + 2][1], sum[j + 3][1]);
-      const __m512 rows = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(2, 0, 2, 0)),
-                                        _mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
-      _mm_storeu_ps(scores + j, _mm512_castps512_ps128(rows));
-      _mm_storeu_ps(scores + kChunkKeys + j, _mm512_extractf32x4_ps(rows, 1));
-      _mm_storeu_ps(scores + 2 * kChunkKeys + j, _mm512_extractf32x4_ps(rows, 2));
-      _mm_storeu_ps(scores + 3 * kChunkKeys + j, _mm512_extractf32x4_ps(rows, 3));
+      __m512 quarters[kPairs + 1];  // of the sums of four keys, the lower two of a pair's first row
+#pragma GCC unroll 4
+      for (int p = 0; p < kPairs; ++p) {
+        quarters[p] = SumInQuarters(sum[j][p], sum[j + 1][p], sum[j + 2][p], sum[j + 3][p]);
+      }
+      quarters[kPairs] = quarters[kPairs - 1];
+#pragma GCC unroll 2
+      for (int p = 0; p < kPairs; p += 2) {
+        const __m512 a = quarters[p];
+        const __m512 b = quarters[p + 1];
+        const __m512 rows = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                                          _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+        float* const out = scores + 2 * p * kChunkKeys + j;
+        _mm_storeu_ps(out, _mm512_castps512_ps128(rows));
+        _mm_storeu_ps(out + kChunkKeys, _mm512_extractf32x4_ps(rows, 1));
+        if (p + 1 == kPairs) continue;
+        _mm_storeu_ps(out + 2 * kChunkKeys, _mm512_extractf32x4_ps(rows, 2));
+        _mm_storeu_ps(out + 3 * kChunkKeys, _mm512_extractf32x4_ps(rows, 3));
+      }
     }
   }
 
-  // outputs[r][i..] of R rows and kSize slices (0: half of one) from i on, shrunk, plus the keys of the chunk in pairs. Returns
-  // whether bf16 held the values; else outputs are as before.
+  // outputs[r][i..] of R rows and kSize slices (0: half of one) from i on, shrunk, plus the keys of the chunk in
+  // pairs. Returns whether bf16 held the values; else outputs are as before.
   template <int R, int kSize>
-  static bool AddSlices(const std::uint16_t* weights, const FewSums& few, int row,
+  static bool AddSlices(const std::uint16_t* weights, const FewSums& few,
                         const std::byte* const* rows, int pairs, int dim, int i, RowsAhead& ahead) {
     constexpr int N = kSize == 2 ? 2 : 1;
+    constexpr int kTimes = TimesOf(R);
+    constexpr int kFetchesOfFour = R < 4 ? 4 : R < 8 ? 3 : 2;  // the softmax fetched the rest
     __m512 sum[R][N][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) sum[r][n][0] = sum[r][n][1] = _mm512_setzero_ps();
@@ -239,15 +288,14 @@ struct Bf16Rows {
       __m512bh high[N];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) {
-        // Of four rows, the softmax fetched a quarter.
-        if (R < 4 || n == 0 || pair % 2 == 0) ahead.Fetch();
+        if ((N * pair + n) % 4 < kFetchesOfFour) ahead.Fetch<kTimes>();
         const int at = 2 * (i + n * kSlice);
         const __m512i a = values.Take(LoadSlice<(kSize > 0)>(rows[2 * pair] + at));
         const __m512i b = values.Take(LoadSlice<(kSize > 0)>(rows[2 * pair + 1] + at));
         low[n] = (__m512bh)_mm512_unpacklo_epi16(a, b);
         high[n] = (__m512bh)_mm512_unpackhi_epi16(a, b);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         std::int32_t both;
         __builtin_memcpy(&both, weights + r * kChunkKeys + 2 * pair, sizeof(both));
@@ -264,13 +312,13 @@ struct Bf16Rows {
     const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i second =
         _mm512_set_epi32(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) {
         const int at = i + n * kSlice;
-        float* output = few.outputs + (row + r) * dim + at;
-        const Vec shrink = Vec::Set(few.shrink[row + r]);
+        float* output = few.outputs + r * dim + at;
+        const Vec shrink = Vec::Set(few.shrink[r]);
         MulAdd(Vec::Load(output), shrink,
                {_mm512_permutex2var_ps(sum[r][n][0], first, sum[r][n][1])})
             .Store(output);
@@ -294,12 +342,15 @@ struct Bf16Rows {
     }
   }
 
-  using AddSlicesFn = bool (*)(const std::uint16_t*, const FewSums&, int, const std::byte* const*,
-                               int, int, int, RowsAhead&);
+  using AddSlicesFn = bool (*)(const std::uint16_t*, const FewSums&, const std::byte* const*, int,
+                               int, int, RowsAhead&);
+  // [rows][slices at a time]: all rows share what is loaded and shifted.
   template <int R>
-  static constexpr AddSlicesFn kAddSlicesOf[] = {AddSlices<R, 0>, AddSlices<R, 1>, AddSlices<R, 2>};
-  static constexpr const AddSlicesFn* kAddSlices[] = {nullptr, kAddSlicesOf<1>, kAddSlicesOf<2>,
-                                                      kAddSlicesOf<3>, kAddSlicesOf<4>};
+  static constexpr AddSlicesFn kAddSlicesOf[] = {AddSlices<R, 0>, AddSlices<R, 1>,
+                                                 AddSlices<R, R <= 4 ? 2 : 1>};
+  static constexpr const AddSlicesFn* kAddSlices[kMaxFewRows + 1] = {
+      nullptr,         kAddSlicesOf<1>, kAddSlicesOf<2>, kAddSlicesOf<3>, kAddSlicesOf<4>,
+      kAddSlicesOf<5>, kAddSlicesOf<6>, kAddSlicesOf<7>, kAddSlicesOf<8>};
 };
 
 template <DType kType>
