@@ -28,6 +28,7 @@ constexpr int kSearchGroups = 8;  // 4 were 0 to 11 % slower: the keys that grou
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
 #include "kernels/simd/int8_rows-inl.h"
+#include "kernels/simd/bf16_weights-inl.h"
 constexpr int kPanelBytes = kPanel * 4;
 #include "kernels/amx/registers-inl.h"
 #include "kernels/amx/operands-inl.h"

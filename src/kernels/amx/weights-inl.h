@@ -28,15 +28,12 @@ constexpr float kNearZero = 32;
 // anew wherever they are used, on the one of two vector ports that the products block.
 template <int kParts>
 struct WeightConstants {
-  // 2^f on [0, 1): relative errors 7.5e-5 and 2.6e-6 (least maximum, by linear programming), beside
-  // 2^-9 and 2^-17 of one part of bf16 and of two. The power lies in [1, 2), where the half of the last
-  // bit of a bf16 is the same for all: with it, cutting off the lower half rounds.
+  // 2^f on [0, 1): with two parts a relative error of 2.6e-6 (least maximum, by linear programming), beside 2^-17
+  // of theirs.
   static constexpr float kPower[2][5] = {
-      {9.999252186e-01f + 0x1p-8f, 6.958335407e-01f, 2.260671548e-01f, 7.802452308e-02f},
+      {kBf16Power[0], kBf16Power[1], kBf16Power[2], kBf16Power[3]},
       {1.000002593e+00f, 6.930038342e-01f, 2.414427578e-01f, 5.201145948e-02f, 1.353416837e-02f}};
   static constexpr std::uint32_t kHalf = 0x8000;  // of the last bit of a bf16 in the upper half
-  static constexpr std::uint32_t kUpper = 0xFFFF0000u;
-  static constexpr std::uint32_t kOnes = 0x3F803F80u;  // two bf16
 
   // Neither an array nor set by assembly where they are: the compiler would keep them in memory.
   Vec power0 = Spread(kPower[kParts - 1][0]);
@@ -45,8 +42,8 @@ struct WeightConstants {
   Vec power3 = Spread(kPower[kParts - 1][3]);
   Vec power4 = Spread(kPower[kParts - 1][4]);
   __m512i half = Bits(Spread(kHalf));
-  __m512i upper = Bits(Spread(kUpper));
-  __m512i ones = Bits(Spread(kOnes));
+  __m512i upper = Bits(Spread(kUpperHalves));
+  __m512i ones = Bits(Spread(kBf16Ones));
 
  private:
   template <typename T>
@@ -67,12 +64,6 @@ inline Vec Power(const WeightConstants<kParts>& constants, Vec x) {
   p = MulAdd(p, f, constants.power1);
   p = MulAdd(p, f, constants.power0);
   return {_mm512_scalef_ps(p.v, x.v)};
-}
-
-// Elements (low, high) of two vectors, their upper halves.
-inline __m512i JoinUpperHalves(__m512i upper, __m512i low, __m512i high) {
-  constexpr int kAAndBOrC = 0xEA;
-  return _mm512_ternarylogic_epi32(upper, high, _mm512_srli_epi32(low, 16), kAAndBOrC);
 }
 
 // The weights 2^a and 2^b of two neighbouring keys, to out, the second part `apart` elements behind the

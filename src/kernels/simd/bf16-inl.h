@@ -23,12 +23,13 @@ struct Bf16Product {
   }
 };
 
-// Lanes (low, high) of two vectors, rounded to bf16.
-inline __m512i PackPairs(Vec low, Vec high) {
-  const auto halves = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);  // 16 of low, 16 of high
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, halves);
+// 2^x for x <= 126, and half of the last bit of its bf16 more.
+inline __m512 Bf16Power(Vec x) {
+  const Vec f = x - Vec{_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+  Vec p = MulAdd(Vec::Set(kBf16Power[3]), f, Vec::Set(kBf16Power[2]));
+  p = MulAdd(p, f, Vec::Set(kBf16Power[1]));
+  p = MulAdd(p, f, Vec::Set(kBf16Power[0]));
+  return _mm512_scalef_ps(p.v, x.v);
 }
 
 // 16 elements of a row, rounded to bf16.
@@ -107,8 +108,13 @@ struct Bf16Values {
     return WithType(view.type,
                     [&]<DType kType>() { return TakeValuesOf<kType>(view, keys, count, to); });
   }
-  static void PutWeights(float* scores, int j, int lane, Vec first, Vec second) {
-    _mm512_storeu_si512(scores + j / 2 * kPanel + lane, PackPairs(first, second));
+  static void PutWeights(float* scores, int j, int lane, Vec first, Vec second, Vec* sums) {
+    const __m512i pairs = JoinUpperHalves(_mm512_set1_epi32(static_cast<int>(kUpperHalves)),
+                                          _mm512_castps_si512(Bf16Power(first)),
+                                          _mm512_castps_si512(Bf16Power(second)));
+    _mm512_storeu_si512(scores + j / 2 * kPanel + lane, pairs);
+    const auto ones = (__m512bh)_mm512_set1_epi32(static_cast<int>(kBf16Ones));
+    sums[0].v = _mm512_dpbf16_ps(sums[0].v, (__m512bh)pairs, ones);
   }
   static float Weight(const float* scores, int j, int lane) {
     std::uint32_t pair = 0;

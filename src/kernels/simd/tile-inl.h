@@ -85,10 +85,14 @@ struct F32Values {
     }
     return SumLanes(poison) == 0.0f;
   }
-  // Two weights of each lane, of the keys j and j + 1, into the rows of S^T.
-  static void PutWeights(float* scores, int j, int lane, Vec first, Vec second) {
-    first.Store(scores + j * kPanel + lane);
-    second.Store(scores + (j + 1) * kPanel + lane);
+  // The weights 2^first and 2^second of each lane, of the keys j and j + 1, into the rows of S^T; and what they
+  // add to two sums.
+  static void PutWeights(float* scores, int j, int lane, Vec first, Vec second, Vec* sums) {
+    const Vec weights[] = {Exp2(first), Exp2(second)};
+    for (int n = 0; n < 2; ++n) {
+      weights[n].Store(scores + (j + n) * kPanel + lane);
+      sums[n] = sums[n] + weights[n];
+    }
   }
   static float Weight(const float* scores, int j, int lane) { return scores[j * kPanel + lane]; }
   static void Add(const Operands& from, int dim, int vectors, int count, const float* scores,
@@ -196,19 +200,19 @@ void SoftmaxPanel(const TileScratch<Scores, Values>& tile, int vectors, int pane
     float* const highest = tile.highest + panel * kPanel + lane;
     float* const total = tile.total + panel * kPanel + lane;
     const Vec before = Vec::Load(highest);
-    Vec after = before;
-    for (int j = 0; j < count; ++j) {
-      after = MaxOrSecond(Vec::Load(tile.scores + j * kPanel + lane), after);
-    }
     if (count % 2 != 0) Vec::Set(kMinusInfinity).Store(tile.scores + count * kPanel + lane);
+    Vec most[2] = {before, before};
+    for (int j = 0; j < count; j += 2) {
+      const float* score = tile.scores + j * kPanel + lane;
+      most[0] = MaxOrSecond(Vec::Load(score), most[0]);
+      most[1] = MaxOrSecond(Vec::Load(score + kPanel), most[1]);
+    }
+    const Vec after = MaxOrSecond(most[0], most[1]);
     Vec sums[2] = {Vec::Set(0.0f), Vec::Set(0.0f)};
     for (int j = 0; j < count; j += 2) {
       const float* score = tile.scores + j * kPanel + lane;
-      const Vec first = Exp2(Vec::Load(score) - after);
-      const Vec second = Exp2(Vec::Load(score + kPanel) - after);
-      Values::PutWeights(tile.scores, j, lane, first, second);
-      sums[0] = sums[0] + first;
-      sums[1] = sums[1] + second;
+      Values::PutWeights(tile.scores, j, lane, Vec::Load(score) - after,
+                         Vec::Load(score + kPanel) - after, sums);
     }
     Vec sum = sums[0] + sums[1];
     if (AnyDifferent(before, after)) {
