@@ -98,6 +98,7 @@ ROWS = (
     decode("bf16 fast 16 Ki", 16 * KI, "--kv-type", "bf16", "--fast"),
     decode("bf16 fast 64 Ki", 64 * KI, "--kv-type", "bf16", "--fast", label="bf16 --fast, 64 Ki"),
     decode("bf16 fast 128 Ki", 128 * KI, "--kv-type", "bf16", "--fast"),
+    decode("f32 16 Ki", 16 * KI, "--kv-type", "f32"),
     decode("q8_0 fast 64 Ki", 64 * KI, "--kv-type", "q8_0", "--fast", label="q8_0 --fast, 64 Ki"),
     decode("f16 64 Ki 2 threads", 64 * KI, "--threads", 2),
     decode("f16 16 Ki dim 64", 16 * KI, "--head-dim", 64),
@@ -110,10 +111,11 @@ ROWS = (
     ),
     *(
         Row(
-            f"decode f16 16 Ki {heads}/{kv_heads} heads", "decode",
+            f"decode f16 {name}16 Ki {heads}/{kv_heads} heads", "decode",
             ("--phase", "decode", "--heads", heads, "--kv-heads", kv_heads),
-            ("--method", "dense", "--tokens", 16 * KI),
+            ("--method", "dense", "--tokens", 16 * KI, *options),
         )
+        for name, options in (("", ()), ("fast ", ("--fast",)))
         for heads, kv_heads in ((40, 8), (28, 4), (64, 8))
     ),
     *(block_sparse(block, label=f"blocks of {block}") for block in (8, 16, 32, 64)),
