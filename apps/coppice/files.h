@@ -43,7 +43,8 @@ class PendingFile {
   int error_;
 };
 
-// Writes the pieces, one after the other, to a pending file. What is no regular file (a pipe, /dev/null) is written in place.
+// Writes the pieces, one after the other, to a pending file, and publishes it. What is no regular file (a pipe,
+// /dev/null) is written in place.
 Status WriteFile(const std::string& path, std::initializer_list<std::string_view> pieces);
 
 }  // namespace coppice::app

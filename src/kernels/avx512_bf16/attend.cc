@@ -35,7 +35,7 @@ constexpr Solver kTileBf16 = TileSolver<Bf16Scores, Bf16Values>("tile bf16 bf16"
 constexpr Solver kTileInt8 = TileSolver<Int8Scores, Bf16Values>("tile int8 bf16");
 
 // With one row f16 is as fast in f32 (Zen 4, 4, 16 and 64 Ki keys: 2 % slower to 2 faster); with two, bf16 is
-// 14 % faster from the last-level cache and 2 to 3 from memory.
+// 14 % faster from the last-level cache and 1 to 3 from memory.
 constexpr int kF16FromRows = 2;
 
 const Solver& ChooseFewRows(const AttendShape& shape) {

@@ -71,7 +71,8 @@ struct AsBf16<DType::kF16> {
 
 template <DType kType>
 struct Bf16Rows {
-  static constexpr int kElements = 16;  // of each of two queries in a vector
+  static constexpr int kElements = 16;        // of each of two queries in a vector
+  static constexpr int kRowsOfTwoSlices = 4;  // up to which two slices of sums fit into registers
   static constexpr bool kHoldsAll = AsBf16<kType>::kHoldsAll;
 
   struct Operands {
@@ -153,7 +154,7 @@ struct Bf16Rows {
                      from.weights + row * kChunkKeys + j);
       }
     }
-    const int most = args.rows > 4 ? 1 : 2;  // slices at a time
+    const int most = args.rows <= kRowsOfTwoSlices ? 2 : 1;  // slices at a time
     for (int i = 0, taken = 0; i < dim; i += taken) {
       const int size = Min((dim - i) / kSlice, most);
       taken = size == 0 ? kElements : size * kSlice;
@@ -165,7 +166,7 @@ struct Bf16Rows {
 
  private:
   // With so few rows, arithmetic is faster than memory.
-  static constexpr int TimesOf(int rows) {
+  static constexpr int RequestsOf(int rows) {
     return rows <= (kType == DType::kBF16 ? 4 : 2) ? kMoreRequests : kRequests;
   }
 
@@ -196,7 +197,7 @@ struct Bf16Rows {
                                                        const std::int64_t* offsets,
                                                        AsBf16<kType>& as_bf16, RowsAhead& ahead,
                                                        float* scores) {
-    constexpr int kTimes = TimesOf(2 * kPairs);
+    constexpr int kTimes = RequestsOf(2 * kPairs);
     __m512 sum[kKeys][kPairs];
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
@@ -274,7 +275,7 @@ struct Bf16Rows {
   static bool AddSlices(const std::uint16_t* weights, const FewSums& few,
                         const std::byte* const* rows, int pairs, int dim, int i, RowsAhead& ahead) {
     constexpr int N = kSize == 2 ? 2 : 1;
-    constexpr int kTimes = TimesOf(R);
+    constexpr int kTimes = RequestsOf(R);
     constexpr int kFetchesOfFour = R < 4 ? 4 : R < 8 ? 3 : 2;  // the softmax fetched the rest
     __m512 sum[R][N][2];
 #pragma GCC unroll 8
@@ -347,7 +348,7 @@ struct Bf16Rows {
   // [rows][slices at a time]: all rows share what is loaded and shifted.
   template <int R>
   static constexpr AddSlicesFn kAddSlicesOf[] = {AddSlices<R, 0>, AddSlices<R, 1>,
-                                                 AddSlices<R, R <= 4 ? 2 : 1>};
+                                                 AddSlices<R, R <= kRowsOfTwoSlices ? 2 : 1>};
   static constexpr const AddSlicesFn* kAddSlices[kMaxFewRows + 1] = {
       nullptr,         kAddSlicesOf<1>, kAddSlicesOf<2>, kAddSlicesOf<3>, kAddSlicesOf<4>,
       kAddSlicesOf<5>, kAddSlicesOf<6>, kAddSlicesOf<7>, kAddSlicesOf<8>};

@@ -1,7 +1,7 @@
 // Copyright The Coppice authors. SPDX-License-Identifier: Apache-2.0
 //
-// A chunk of keys, which few rows take at a time (few_rows-inl.h), and the rows of what comes next on their
-// way from memory.
+// The keys of a problem in chunks, which few rows take at a time (few_rows-inl.h), and the rows of what comes
+// next on their way from memory.
 
 // Keys in a chunk, whose values are read once all their scores are known. Zen 4, f16, 32/8 heads x
 // 128, 64 Ki keys: 11.3 GB/s with 8, 12.9 with 16, 13.9 with 32, 13.8 with 64.
@@ -29,6 +29,58 @@ inline void LocateRows(const std::int32_t* rows, int count, std::int64_t stride,
   for (int j = count; j < kChunkKeys; ++j) offsets[j] = count > 0 ? offsets[count - 1] : 0;
 }
 
+// Keeps the keys that any row's mask lets through. `uniform`: what is kept is visible to all rows.
+inline int DropMasked(const KeySegment& segment, int rows, int count, std::int32_t* keys,
+                      bool& uniform) {
+  int kept = 0;
+  for (int j = 0; j < count; ++j) {
+    int seen = 0;
+    for (int row = 0; row < rows; ++row) {
+      if (MaskElement(segment, row, keys[j]) != kMinusInfinity) ++seen;
+    }
+    uniform &= seen == 0 || seen == rows;
+    if (seen > 0) keys[kept++] = keys[j];
+  }
+  return kept;
+}
+
+// The chunks of all segments, and behind them one of the keys that lie ahead.
+class ChunkWalk {
+ public:
+  explicit ChunkWalk(const AttendArgs& args) : args_(args) {}
+
+  void Next(KeyChunk& chunk) {
+    for (; segment_ < args_.segment_count; ++segment_, begun_ = false) {
+      const KeySegment& segment = args_.segments[segment_];
+      if (!begun_) keys_ = KeyWalk(segment, args_.rows);
+      begun_ = true;
+      while ((chunk.count = keys_.Next(kChunkKeys, chunk.keys)) > 0) {
+        chunk.segment = &segment;
+        chunk.all_visible = keys_.AllVisible(chunk.keys, chunk.count);
+        if (segment.mask_rows != nullptr) {
+          chunk.count = DropMasked(segment, args_.rows, chunk.count, chunk.keys, chunk.all_visible);
+        }
+        if (chunk.count > 0) return Locate(chunk);
+      }
+    }
+    chunk.segment = nullptr;
+    chunk.count = Min(args_.ahead.end - args_.ahead.begin, kChunkKeys);
+    for (int j = 0; j < chunk.count; ++j) chunk.keys[j] = args_.ahead.begin + j;
+    Locate(chunk);
+  }
+
+ private:
+  void Locate(KeyChunk& chunk) const {
+    LocateRows(chunk.keys, chunk.count, args_.keys.stride, chunk.key_offsets);
+    LocateRows(chunk.keys, chunk.count, args_.values.stride, chunk.value_offsets);
+  }
+
+  const AttendArgs& args_;
+  int segment_ = 0;
+  bool begun_ = false;
+  KeyWalk keys_;  // of the segment, once begun
+};
+
 // Times that a line is asked for, where there is one stream; the second for arithmetic that takes less time
 // than memory.
 constexpr int kRequests = 3;
@@ -48,7 +100,7 @@ constexpr int kMoreRequests = 4;
 // four times the speed of memory), and nothing slows down who asks too fast (Zen 4, 48 Ki keys, twice
 // instead of once: bf16 20.9 to 24.9 GB/s; three times: one row to a KV head 2 to 5 % faster at 16 and 64 Ki).
 // With four streams a second request is slower (Xeon: 18.9 ms). Arithmetic that is faster than memory asks
-// four times: one row to a KV head, or up to four in bf16.
+// four times: one row to a KV head, and few in bf16 arithmetic.
 //
 // Not into the first level: the rows of one head lie a power of two apart there, and push each other
 // out (Zen 4, 64 Ki keys, 8 KV heads x 128: 7.9 against 15 GB/s).

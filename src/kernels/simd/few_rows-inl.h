@@ -40,8 +40,8 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
   few.total = cutter.Take<float>(kMaxFewRows * Vec::kLanes);
 }
 
-// As much as four vectors of such numbers; where rows go in two passes, f32 numbers in both of them. One row is
-// computed faster than it is read.
+// Lines for four vectors of numbers, of f16 and narrower types two; where rows go in two passes, two of f32 as
+// well, in each pass. One row is computed faster than it is read.
 template <int R, DType kType>
 __attribute__((always_inline)) inline void FetchVectors(RowsAhead& ahead) {
   constexpr int kTimes = R == 1 ? kMoreRequests : kRequests;
@@ -263,21 +263,6 @@ inline float SoftmaxRow(float* scores, int count, float& highest, float* total, 
   return shrink;
 }
 
-// Keeps the keys that any row's mask lets through. `uniform`: what is kept is visible to all rows.
-inline int DropMasked(const KeySegment& segment, int rows, int count, std::int32_t* keys,
-                      bool& uniform) {
-  int kept = 0;
-  for (int j = 0; j < count; ++j) {
-    int seen = 0;
-    for (int row = 0; row < rows; ++row) {
-      if (MaskElement(segment, row, keys[j]) != kMinusInfinity) ++seen;
-    }
-    uniform &= seen == 0 || seen == rows;
-    if (seen > 0) keys[kept++] = keys[j];
-  }
-  return kept;
-}
-
 // Scores of one row at ascending keys: soft cap, then ALiBi.
 inline void ShapeRow(const AttendArgs& args, int row, const std::int32_t* keys, int count,
                      float* scores) {
@@ -360,43 +345,6 @@ struct F32Rows {
     AddRows(few.scores, few.shrink, args.rows, args.values, chunk.value_offsets, chunk.count, ahead,
             few.outputs);
   }
-};
-
-// The chunks of all segments, and behind them one of the keys that lie ahead.
-class ChunkWalk {
- public:
-  explicit ChunkWalk(const AttendArgs& args) : args_(args) {}
-
-  void Next(KeyChunk& chunk) {
-    for (; segment_ < args_.segment_count; ++segment_, begun_ = false) {
-      const KeySegment& segment = args_.segments[segment_];
-      if (!begun_) keys_ = KeyWalk(segment, args_.rows);
-      begun_ = true;
-      while ((chunk.count = keys_.Next(kChunkKeys, chunk.keys)) > 0) {
-        chunk.segment = &segment;
-        chunk.all_visible = keys_.AllVisible(chunk.keys, chunk.count);
-        if (segment.mask_rows != nullptr) {
-          chunk.count = DropMasked(segment, args_.rows, chunk.count, chunk.keys, chunk.all_visible);
-        }
-        if (chunk.count > 0) return Locate(chunk);
-      }
-    }
-    chunk.segment = nullptr;
-    chunk.count = Min(args_.ahead.end - args_.ahead.begin, kChunkKeys);
-    for (int j = 0; j < chunk.count; ++j) chunk.keys[j] = args_.ahead.begin + j;
-    Locate(chunk);
-  }
-
- private:
-  void Locate(KeyChunk& chunk) const {
-    LocateRows(chunk.keys, chunk.count, args_.keys.stride, chunk.key_offsets);
-    LocateRows(chunk.keys, chunk.count, args_.values.stride, chunk.value_offsets);
-  }
-
-  const AttendArgs& args_;
-  int segment_ = 0;
-  bool begun_ = false;
-  KeyWalk keys_;  // of the segment, once begun
 };
 
 // A chunk of all problems; `next` will be read after it.
