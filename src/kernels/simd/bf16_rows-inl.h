@@ -112,6 +112,7 @@ struct Bf16Rows {
     if constexpr (!kHoldsAll) *to.held = large == 0;
   }
 
+  static int SoftmaxFetches(const AttendArgs& /*args*/) { return kSoftmaxFetches; }
   static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
                     RowsAhead& ahead, float* scores) {
     if (kHoldsAll || *from.held) {
@@ -138,8 +139,11 @@ struct Bf16Rows {
     F32Rows::Score(from.in_f32, args, chunk, ahead, scores);
   }
 
-  static void Add(const Operands& from, const AttendArgs& args, const FewSums& few,
+  static void Add(const FewScratch<Bf16Rows>* scratch, const AttendArgs* problem, bool /*more*/,
                   const KeyChunk& chunk, RowsAhead& ahead) {
+    const AttendArgs& args = *problem;
+    const FewSums& few = *scratch;
+    const Operands& from = scratch->operands;
     const int dim = args.values.dim;
     const int count = chunk.count;
     const std::byte* rows[kChunkKeys];

@@ -107,6 +107,8 @@ constexpr int kMoreRequests = 4;
 // Hot loops work on a copy, whose cursor can stay in registers.
 class RowsAhead {
  public:
+  static constexpr std::int64_t kAgain = 16 * 128;  // bytes between the requests for a line
+
   RowsAhead() = default;  // nothing to fetch
   RowsAhead(const AttendArgs* args, RowsView AttendArgs::*view, int problems,
             const std::int64_t* offsets, int count)
@@ -143,6 +145,17 @@ class RowsAhead {
       Turn();
   }
 
+  // The first of lines that adjoin, for LinesAhead; where they do not, they are fetched here and now.
+  __attribute__((always_inline)) const std::byte* Take(int lines) {
+    const std::byte* const first = line_;
+    if (end_ - first >= lines * 64) [[likely]] {
+      line_ += lines * 64;
+      return first;
+    }
+    if (first != nullptr) FetchNow(lines);
+    return kNowhere;
+  }
+
   int rows() const { return args_ == nullptr ? 0 : args_->rows; }  // of queries
 
   // All of them, before there is arithmetic to hide under. With nothing between, loads set the processor's
@@ -158,7 +171,11 @@ class RowsAhead {
 
  private:
   static constexpr std::int64_t kPart = kFetchStreams == 1 ? 1 << 30 : 512;
-  static constexpr std::int64_t kAgain = 16 * 128;
+  static constexpr std::byte kNowhere[64] = {};
+
+  __attribute__((noinline)) void FetchNow(int lines) {
+    for (int n = 0; n < lines; n += 2) Fetch();
+  }
 
   // The rows of a token follow one another, head after head: then they are fetched as one.
   bool Touching() const {
@@ -214,4 +231,27 @@ class RowsAhead {
   std::int64_t offset_ = 0;  // in the row
   const std::byte* line_ = nullptr;
   const std::byte* end_ = nullptr;
+};
+
+// The next few lines of RowsAhead, for a stretch of code that fetches them one by one and without branches. Where
+// these are all that is needed, at an even pace, two requests for a line are better than three (Zen 4, q8_0, 16 and
+// 64 Ki keys: one row to a KV head 1 to 3 % faster, four rows 0).
+template <int kLines>
+class LinesAhead {
+ public:
+  explicit LinesAhead(RowsAhead& ahead)
+      : ahead_(ahead), first_(kFetchStreams == 1 ? ahead.Take(kLines) : nullptr) {}
+
+  __attribute__((always_inline)) void Fetch(int line) {
+    if constexpr (kFetchStreams == 1) {
+      __builtin_prefetch(first_ + line * 64, 0, 2);
+      __builtin_prefetch(first_ + line * 64 - RowsAhead::kAgain, 0, 2);
+    } else if (line % 2 == 0) {
+      ahead_.Fetch();
+    }
+  }
+
+ private:
+  RowsAhead& ahead_;
+  const std::byte* first_;
 };

@@ -229,14 +229,15 @@ inline void AddRows(const float* weights, const float* shrink, int rows, const R
   }
 }
 
-// Under each vector of weights. What it takes less than the values' arithmetic should not be asked for in a
-// burst: with two the last of eight heads had nothing left to fetch under it (Xeon, four streams, in turn: one
-// is 1 to 3 % faster).
+// Fetches under each vector of weights, where Rows does not say otherwise. What it takes less than the values'
+// arithmetic should not be asked for in a burst: with two the last of eight heads had nothing left to fetch under it
+// (Xeon, four streams, in turn: one is 1 to 3 % faster).
 constexpr int kSoftmaxFetches = kFetchStreams == 1 ? 2 : 1;
 
 // Scores of one row to probabilities, in place, padded with zeros to whole vectors. Moves highest
 // and total; returns what the sums so far shrink by.
-inline float SoftmaxRow(float* scores, int count, float& highest, float* total, RowsAhead& ahead) {
+inline float SoftmaxRow(float* scores, int count, float& highest, float* total, int fetches,
+                        RowsAhead& ahead) {
   const int padded = (count + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
   for (int j = count; j < padded; ++j) scores[j] = kMinusInfinity;
   const Vec before = Vec::Set(highest);
@@ -255,8 +256,7 @@ inline float SoftmaxRow(float* scores, int count, float& highest, float* total, 
   for (int j = 0; j < padded; j += Vec::kLanes) {
     const Vec weight = Exp2(Vec::Load(scores + j) - Vec::Set(highest));
     weight.Store(scores + j);
-#pragma GCC unroll 2
-    for (int n = 0; n < kSoftmaxFetches; ++n) ahead.Fetch();
+    for (int n = 0; n < fetches; ++n) ahead.Fetch();
     sum = sum + weight;
   }
   sum.Store(total);
@@ -308,7 +308,7 @@ inline void AddVisibleValues(const AttendArgs& args, const FewSums& few, int row
 }
 
 // Scores of a chunk, all there, to weights.
-inline void WeighChunk(const AttendArgs& args, const KeyChunk& chunk, FewSums& few,
+inline void WeighChunk(const AttendArgs& args, const KeyChunk& chunk, int fetches, FewSums& few,
                        RowsAhead& ahead) {
   for (int row = 0; row < args.rows; ++row) {
     float* scores = few.scores + row * kChunkKeys;
@@ -316,8 +316,8 @@ inline void WeighChunk(const AttendArgs& args, const KeyChunk& chunk, FewSums& f
     if (!chunk.all_visible || chunk.segment->mask_rows != nullptr) {
       RestrictRow(*chunk.segment, row, chunk.keys, chunk.count, few.bias, scores);
     }
-    few.shrink[row] =
-        SoftmaxRow(scores, chunk.count, few.highest[row], few.total + row * Vec::kLanes, ahead);
+    few.shrink[row] = SoftmaxRow(scores, chunk.count, few.highest[row],
+                                 few.total + row * Vec::kLanes, fetches, ahead);
   }
 }
 
@@ -336,14 +336,15 @@ struct F32Rows {
       }
     }
   }
+  static int SoftmaxFetches(const AttendArgs& /*args*/) { return kSoftmaxFetches; }
   static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
                     RowsAhead& ahead, float* scores) {
     ScoreRows(from.queries, args.rows, args.keys, chunk.key_offsets, chunk.count, ahead, scores);
   }
-  static void Add(const Operands& /*from*/, const AttendArgs& args, const FewSums& few,
-                  const KeyChunk& chunk, RowsAhead& ahead) {
-    AddRows(few.scores, few.shrink, args.rows, args.values, chunk.value_offsets, chunk.count, ahead,
-            few.outputs);
+  static void Add(const FewSums* few, const AttendArgs* args, bool /*more*/, const KeyChunk& chunk,
+                  RowsAhead& ahead) {
+    AddRows(few->scores, few->shrink, args->rows, args->values, chunk.value_offsets, chunk.count,
+            ahead, few->outputs);
   }
 };
 
@@ -357,9 +358,9 @@ inline void AttendChunk(const AttendArgs* args, int problems, const KeyChunk& ch
   }
   RowsAhead ahead(args, &AttendArgs::keys, problems, next.key_offsets, next.count);
   for (int p = 0; p < problems; ++p) {
-    WeighChunk(args[p], chunk, few[p], ahead);
+    WeighChunk(args[p], chunk, Rows::SoftmaxFetches(args[p]), few[p], ahead);
     if (chunk.all_visible) {
-      Rows::Add(few[p].operands, args[p], few[p], chunk, ahead);
+      Rows::Add(few + p, args + p, p + 1 < problems, chunk, ahead);
     } else {
       for (int row = 0; row < args[p].rows; ++row) AddVisibleValues(args[p], few[p], row, chunk);
     }

@@ -19,24 +19,23 @@ inline int SumBytes(__m256i bytes) {
          128 * static_cast<int>(kQ8BlockSize);
 }
 
-// A block of a query, rounded to steps of what is returned, as bytes q + 128, four in a word. An infinity
-// or NaN makes the step one too, and the scores of the row NaN.
-inline float RoundBlock(const float* from, std::uint32_t* words) {
+// A block of a query, rounded to bytes that are steps of what is returned. An infinity or NaN makes the step one
+// too, and the scores of the row NaN.
+inline float RoundBlock(const float* from, __m256i& bytes) {
   const Vec halves[] = {Vec::Load(from), Vec::Load(from + Vec::kLanes)};
   const auto size = [](Vec x) { return Vec{_mm512_abs_ps(x.v)}; };
   const Vec largest = MaxOrSecond(size(halves[0]), size(halves[1]));
   const bool nan = _mm512_cmp_ps_mask(halves[0].v, halves[1].v, _CMP_UNORD_Q) != 0;
-  const float step = nan ? __builtin_nanf("") : MaxLanes(largest) / 127;
-  const Vec inverse = Vec::Set(step == 0.0f ? 0.0f : 1 / step);
-  for (int half = 0; half < 2; ++half) {
-    const Vec steps = halves[half] * inverse;
+  const float most = nan ? __builtin_nanf("") : MaxLanes(largest);
+  const Vec inverse = Vec::Set(most == 0.0f ? 0.0f : 127 / most);
+  const auto round = [&](Vec half) {
+    const Vec steps = half * inverse;
     const __mmask16 sane =  // else a scale is no number
         _mm512_cmp_ps_mask(size(steps).v, _mm512_set1_ps(127.5f), _CMP_LT_OQ);
-    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(sane, steps.v));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(words + half * kQ8BlockSize / 8),
-                     _mm_xor_si128(bytes, _mm_set1_epi8(-128)));
-  }
-  return step;
+    return _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(sane, steps.v));
+  };
+  bytes = _mm256_set_m128i(round(halves[1]), round(halves[0]));
+  return most / 127;
 }
 
 struct Int8Scores {
@@ -70,8 +69,11 @@ struct Int8Scores {
       const float* query = queries[lane < rows ? lane : 0];
       const std::int64_t panel = lane / kPanel;
       for (int block = 0; block < dim / kBlock; ++block) {
+        __m256i bytes;
+        const float step = RoundBlock(query + block * kBlock, bytes);
         std::uint32_t words[kWords];
-        const float step = RoundBlock(query + block * kBlock, words);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(words),
+                            _mm256_xor_si256(bytes, _mm256_set1_epi8(-128)));
         to.query_scales[(panel * (dim / kBlock) + block) * kPanel + lane % kPanel] = step * scale;
         for (int word = 0; word < kWords; ++word) {
           to.queries[(panel * (dim / 4) + block * kWords + word) * kPanel + lane % kPanel] =
