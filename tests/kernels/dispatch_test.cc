@@ -158,7 +158,8 @@ TEST(Dispatch, DecodeInBf16TakesRowsThatPayForIt) {
   if (FindKernels(kIsa) == nullptr) GTEST_SKIP() << "no AVX-512 BF16 here";
   EXPECT_EQ(KernelOf(kIsa, DType::kBF16, DType::kBF16, true, 1), kRowsBf16);
   EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kF16, true, 1), kRows);
-  EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kF16, true, 2), kRowsBf16);
+  EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kF16, true, 2), kRows);
+  EXPECT_EQ(KernelOf(kIsa, DType::kF16, DType::kF16, true, 3), kRowsBf16);
 }
 
 TEST(Dispatch, MixedTypesWithAmx) {

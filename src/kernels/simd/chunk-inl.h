@@ -81,10 +81,11 @@ class ChunkWalk {
   KeyWalk keys_;  // of the segment, once begun
 };
 
-// Times that a line is asked for, where there is one stream; the second for arithmetic that takes less time
-// than memory.
+// Times that a line is asked for, where there is one stream; more for arithmetic that takes less time than
+// memory, fewer for lines at an even pace, just as many as are needed.
 constexpr int kRequests = 3;
 constexpr int kMoreRequests = 4;
+constexpr int kEvenRequests = 2;
 
 // Rows of all problems that will be needed soon, fetched into the second-level cache a few lines at a
 // time under the arithmetic.
@@ -233,9 +234,7 @@ class RowsAhead {
   const std::byte* end_ = nullptr;
 };
 
-// The next few lines of RowsAhead, for a stretch of code that fetches them one by one and without branches. Where
-// these are all that is needed, at an even pace, two requests for a line are better than three (Zen 4, q8_0, 16 and
-// 64 Ki keys: one row to a KV head 1 to 3 % faster, four rows 0).
+// The next few lines of RowsAhead, for a stretch of code that fetches them one by one and without branches.
 template <int kLines>
 class LinesAhead {
  public:
@@ -244,8 +243,10 @@ class LinesAhead {
 
   __attribute__((always_inline)) void Fetch(int line) {
     if constexpr (kFetchStreams == 1) {
-      __builtin_prefetch(first_ + line * 64, 0, 2);
-      __builtin_prefetch(first_ + line * 64 - RowsAhead::kAgain, 0, 2);
+#pragma GCC unroll 2
+      for (int n = 0; n < kEvenRequests; ++n) {
+        __builtin_prefetch(first_ + line * 64 - n * RowsAhead::kAgain, 0, 2);
+      }
     } else if (line % 2 == 0) {
       ahead_.Fetch();
     }

@@ -41,10 +41,10 @@ inline void LayOutFew(Cutter& cutter, int dim_k, int dim_v, FewScratch<Rows>& fe
 }
 
 // Lines for four vectors of numbers, of f16 and narrower types two; where rows go in two passes, two of f32 as
-// well, in each pass. One row is computed faster than it is read.
+// well, in each pass. One row is computed faster than it is read, rows of f32 in bursts.
 template <int R, DType kType>
 __attribute__((always_inline)) inline void FetchVectors(RowsAhead& ahead) {
-  constexpr int kTimes = R == 1 ? kMoreRequests : kRequests;
+  constexpr int kTimes = R == 1 ? kMoreRequests : kType == DType::kF32 ? kRequests : kEvenRequests;
   ahead.Fetch<kTimes>();
   if (kType == DType::kF32 && ahead.rows() <= kRowsOfPass) ahead.Fetch<kTimes>();
 }
@@ -229,9 +229,9 @@ inline void AddRows(const float* weights, const float* shrink, int rows, const R
   }
 }
 
-// Fetches under each vector of weights, where Rows does not say otherwise. What it takes less than the values'
-// arithmetic should not be asked for in a burst: with two the last of eight heads had nothing left to fetch under it
-// (Xeon, four streams, in turn: one is 1 to 3 % faster).
+// Fetches under each vector of weights, where the values' arithmetic does not ask for all lines itself. What it
+// takes less than that should not be asked for in a burst: with two the last of eight heads had nothing left to fetch
+// under it (Xeon, four streams, in turn: one is 1 to 3 % faster).
 constexpr int kSoftmaxFetches = kFetchStreams == 1 ? 2 : 1;
 
 // Scores of one row to probabilities, in place, padded with zeros to whole vectors. Moves highest
@@ -336,7 +336,10 @@ struct F32Rows {
       }
     }
   }
-  static int SoftmaxFetches(const AttendArgs& /*args*/) { return kSoftmaxFetches; }
+  // Zen 4, in turn: none is 1 to 3 % faster than two.
+  static int SoftmaxFetches(const AttendArgs& /*args*/) {
+    return kFetchStreams == 1 ? 0 : kSoftmaxFetches;
+  }
   static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
                     RowsAhead& ahead, float* scores) {
     ScoreRows(from.queries, args.rows, args.keys, chunk.key_offsets, chunk.count, ahead, scores);
