@@ -99,6 +99,8 @@ ROWS = (
     decode("bf16 fast 64 Ki", 64 * KI, "--kv-type", "bf16", "--fast", label="bf16 --fast, 64 Ki"),
     decode("bf16 fast 128 Ki", 128 * KI, "--kv-type", "bf16", "--fast"),
     decode("f32 16 Ki", 16 * KI, "--kv-type", "f32"),
+    decode("q8_0 fast 4 Ki", 4 * KI, "--kv-type", "q8_0", "--fast"),
+    decode("q8_0 fast 16 Ki", 16 * KI, "--kv-type", "q8_0", "--fast"),
     decode("q8_0 fast 64 Ki", 64 * KI, "--kv-type", "q8_0", "--fast", label="q8_0 --fast, 64 Ki"),
     decode("f16 64 Ki 2 threads", 64 * KI, "--threads", 2),
     decode("f16 16 Ki dim 64", 16 * KI, "--head-dim", 64),
@@ -108,6 +110,11 @@ ROWS = (
         ("--phase", "decode", "--heads", 8, "--kv-heads", 8),
         ("--method", "dense", "--tokens", 16 * KI, "--head-dim", 64),
         label="f16, no groups, 16 Ki",
+    ),
+    Row(
+        "decode q8_0 fast 64 Ki 8/8 heads", "decode",
+        ("--phase", "decode", "--heads", 8, "--kv-heads", 8),
+        ("--method", "dense", "--tokens", 64 * KI, "--kv-type", "q8_0", "--fast"),
     ),
     *(
         Row(
