@@ -273,49 +273,61 @@ TEST_P(AttendKernel, FastArithmeticKeepsItsAccuracyOverLongContexts) {
   if (kernels_tested == 0) GTEST_SKIP() << "no kernel is faster than the exact ones";
 }
 
-// Several KV heads in one call give what each gives alone.
-TEST_P(AttendKernel, ProblemsTogetherEqualProblemsApart) {
+// Several KV heads in one call give what each gives alone, also where the first row sees only some of the keys.
+void ExpectTogetherAsApart(const KernelTable& kernels, DType type, bool fast, int rows) {
   constexpr int kProblems = 19;  // more than one pass of the few-rows kernel takes
-  for (const int rows : {4, 20}) {
-    std::vector<KernelProblem> problems;
-    for (int p = 0; p < kProblems; ++p) {
-      problems.emplace_back(DType::kBF16, rows, 111, 64, 64, static_cast<std::uint32_t>(p + 50));
+  constexpr int kKeys = 237;     // four chunks of it
+  std::vector<KernelProblem> problems;
+  for (int p = 0; p < kProblems; ++p) {
+    problems.emplace_back(type, rows, kKeys, 64, 64, static_cast<std::uint32_t>(p + 50));
+    problems[p].fast = fast;
+    problems[p].visible[0].begin = 70;
+  }
+  std::vector<std::vector<const float*>> queries(kProblems);
+  std::vector<std::vector<float*>> outputs(kProblems);
+  std::vector<std::vector<float>> output(kProblems), lses(kProblems);
+  std::vector<AttendArgs> args(kProblems);
+  AlignedBytes scratch = AllocateAligned(kernels.attend_scratch({.rows = rows,
+                                                                 .problems = kProblems,
+                                                                 .dim_k = 64,
+                                                                 .dim_v = 64,
+                                                                 .key_type = type,
+                                                                 .value_type = type,
+                                                                 .fast = fast}));
+  const KeySegment segment = {
+      .runs = problems[0].runs.data(), .run_count = 1, .visible = problems[0].visible.data()};
+  const auto row_bytes = static_cast<std::int64_t>(RowBytes(type, 64));
+  for (int p = 0; p < kProblems; ++p) {
+    output[p].resize(static_cast<std::size_t>(rows) * 64);
+    lses[p].resize(static_cast<std::size_t>(rows));
+    for (int row = 0; row < rows; ++row) {
+      queries[p].push_back(problems[p].queries.values.data() + row * 64);
+      outputs[p].push_back(output[p].data() + row * 64);
     }
-    std::vector<std::vector<const float*>> queries(kProblems);
-    std::vector<std::vector<float*>> outputs(kProblems);
-    std::vector<std::vector<float>> output(kProblems), lses(kProblems);
-    std::vector<AttendArgs> args(kProblems);
-    AlignedBytes scratch = AllocateAligned(kernels().attend_scratch({.rows = rows,
-                                                                     .problems = kProblems,
-                                                                     .dim_k = 64,
-                                                                     .dim_v = 64,
-                                                                     .key_type = DType::kBF16,
-                                                                     .value_type = DType::kBF16}));
-    const KeySegment segment = {
-        .runs = problems[0].runs.data(), .run_count = 1, .visible = problems[0].visible.data()};
-    for (int p = 0; p < kProblems; ++p) {
-      output[p].resize(static_cast<std::size_t>(rows) * 64);
-      lses[p].resize(static_cast<std::size_t>(rows));
-      for (int row = 0; row < rows; ++row) {
-        queries[p].push_back(problems[p].queries.values.data() + row * 64);
-        outputs[p].push_back(output[p].data() + row * 64);
-      }
-      args[p] = {.rows = rows,
-                 .queries = queries[p].data(),
-                 .keys = {problems[p].keys.bytes.data(), 128, DType::kBF16, 64},
-                 .values = {problems[p].values.bytes.data(), 128, DType::kBF16, 64},
-                 .scale = problems[p].scale,
-                 .segments = &segment,
-                 .segment_count = 1,
-                 .outputs = outputs[p].data(),
-                 .lses = lses[p].data(),
-                 .scratch = scratch.get()};
-    }
-    kernels().attend(args.data(), kProblems);
-    for (int p = 0; p < kProblems; ++p) {
-      const KernelResult alone = Solve(kernels(), problems[p]);
-      EXPECT_EQ(output[p], alone.output) << p;
-      EXPECT_EQ(lses[p], alone.lse) << p;
+    args[p] = {.rows = rows,
+               .queries = queries[p].data(),
+               .keys = {problems[p].keys.bytes.data(), row_bytes, type, 64},
+               .values = {problems[p].values.bytes.data(), row_bytes, type, 64},
+               .scale = problems[p].scale,
+               .fast = fast,
+               .segments = &segment,
+               .segment_count = 1,
+               .outputs = outputs[p].data(),
+               .lses = lses[p].data(),
+               .scratch = scratch.get()};
+  }
+  kernels.attend(args.data(), kProblems);
+  for (int p = 0; p < kProblems; ++p) {
+    const KernelResult alone = Solve(kernels, problems[p]);
+    EXPECT_EQ(output[p], alone.output) << NameOf(type) << ", rows " << rows << ", problem " << p;
+    EXPECT_EQ(lses[p], alone.lse) << NameOf(type) << ", rows " << rows << ", problem " << p;
+  }
+}
+
+TEST_P(AttendKernel, ProblemsTogetherEqualProblemsApart) {
+  for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+    for (const bool fast : {false, true}) {
+      for (const int rows : {4, 20}) ExpectTogetherAsApart(kernels(), type, fast, rows);
     }
   }
 }

@@ -139,11 +139,11 @@ struct Bf16Rows {
     F32Rows::Score(from.in_f32, args, chunk, ahead, scores);
   }
 
-  static void Add(const FewScratch<Bf16Rows>* scratch, const AttendArgs* problem, bool /*more*/,
-                  const KeyChunk& chunk, RowsAhead& ahead) {
-    const AttendArgs& args = *problem;
-    const FewSums& few = *scratch;
-    const Operands& from = scratch->operands;
+  static void Add(const FewScratch<Bf16Rows>* scratch, const AttendArgs* problem, int p,
+                  int /*problems*/, const KeyChunk& chunk, RowsAhead& ahead) {
+    const AttendArgs& args = problem[p];
+    const FewSums& few = scratch[p];
+    const Operands& from = scratch[p].operands;
     const int dim = args.values.dim;
     const int count = chunk.count;
     const std::byte* rows[kChunkKeys];

@@ -344,10 +344,10 @@ struct F32Rows {
                     RowsAhead& ahead, float* scores) {
     ScoreRows(from.queries, args.rows, args.keys, chunk.key_offsets, chunk.count, ahead, scores);
   }
-  static void Add(const FewSums* few, const AttendArgs* args, bool /*more*/, const KeyChunk& chunk,
-                  RowsAhead& ahead) {
-    AddRows(few->scores, few->shrink, args->rows, args->values, chunk.value_offsets, chunk.count,
-            ahead, few->outputs);
+  static void Add(const FewScratch<F32Rows>* few, const AttendArgs* args, int p, int /*problems*/,
+                  const KeyChunk& chunk, RowsAhead& ahead) {
+    AddRows(few[p].scores, few[p].shrink, args[p].rows, args[p].values, chunk.value_offsets,
+            chunk.count, ahead, few[p].outputs);
   }
 };
 
@@ -363,7 +363,7 @@ inline void AttendChunk(const AttendArgs* args, int problems, const KeyChunk& ch
   for (int p = 0; p < problems; ++p) {
     WeighChunk(args[p], chunk, Rows::SoftmaxFetches(args[p]), few[p], ahead);
     if (chunk.all_visible) {
-      Rows::Add(few + p, args + p, p + 1 < problems, chunk, ahead);
+      Rows::Add(few, args, p, problems, chunk, ahead);
     } else {
       for (int row = 0; row < args[p].rows; ++row) AddVisibleValues(args[p], few[p], row, chunk);
     }

@@ -47,7 +47,6 @@ struct Int8Rows {
     float* query_scales;     // [dim_k / 32][kMaxFewRows]
     std::int32_t* starts;    // [dim_k / 32][kMaxFewRows], -128 times the sum of a block
     std::uint16_t* value_scales;  // [dim_v / 32][kChunkKeys], f16, of a chunk
-    bool has_value_scales;        // of the chunk at hand
   };
 
   static void LayOut(Cutter& cutter, int dim_k, int dim_v, Operands& to) {
@@ -57,7 +56,6 @@ struct Int8Rows {
     to.starts = cutter.Take<std::int32_t>(kMaxFewRows * blocks);
     to.value_scales =
         cutter.Take<std::uint16_t>(static_cast<std::int64_t>(dim_v) / kBlock * kChunkKeys);
-    to.has_value_scales = false;
   }
 
   static void TakeQueries(const AttendArgs& args, const Operands& to) {
@@ -88,18 +86,16 @@ struct Int8Rows {
     kScoreKeys[args.rows](from, args.keys.dim / kBlock, keys, ahead, scores);
   }
 
-  // While the values of this problem are added, the scales of the next one's are taken.
-  static void Add(FewScratch<Int8Rows>* few, const AttendArgs* args, bool more,
+  // While the values of a problem are added, the scales of the next one's are taken.
+  static void Add(const FewScratch<Int8Rows>* few, const AttendArgs* args, int p, int problems,
                   const KeyChunk& chunk, RowsAhead& ahead) {
-    const int blocks = args->values.dim / kBlock;
-    const Rows values = {args->values.data, chunk.value_offsets, chunk.count};
-    Operands& own = few->operands;
-    if (!own.has_value_scales) TakeScales(values, blocks, own.value_scales);
-    own.has_value_scales = false;
-    Operands& next = more ? few[1].operands : own;
-    next.has_value_scales = more;
-    kAddValues[args->rows](*few, own, blocks, values,
-                           {args[more ? 1 : 0].values.data, next.value_scales}, ahead);
+    const int blocks = args[p].values.dim / kBlock;
+    const Rows values = {args[p].values.data, chunk.value_offsets, chunk.count};
+    const Operands& own = few[p].operands;
+    if (p == 0) TakeScales(values, blocks, own.value_scales);
+    const int next = p + 1 < problems ? p + 1 : p;
+    kAddValues[args[p].rows](few[p], own, blocks, values,
+                             {args[next].values.data, few[next].operands.value_scales}, ahead);
   }
 
  private:
