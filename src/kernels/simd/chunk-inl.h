@@ -211,7 +211,7 @@ class RowsAhead {
 
   __attribute__((always_inline)) void BeginPart() {
     if (first_ == run_) {
-      line_ = nullptr;
+      line_ = end_ = nullptr;
       return;
     }
     const RowsView& view = args_[problem_].*view_;
