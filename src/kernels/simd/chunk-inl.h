@@ -146,15 +146,11 @@ class RowsAhead {
       Turn();
   }
 
-  // The first of lines that adjoin, for LinesAhead; where they do not, they are fetched here and now.
+  // The first of so many lines that adjoin, which are up to the caller; or null.
   __attribute__((always_inline)) const std::byte* Take(int lines) {
-    const std::byte* const first = line_;
-    if (end_ - first >= lines * 64) [[likely]] {
-      line_ += lines * 64;
-      return first;
-    }
-    if (first != nullptr) FetchNow(lines);
-    return kNowhere;
+    if (kFetchStreams > 1 || end_ - line_ < lines * 64) return nullptr;
+    line_ += lines * 64;
+    return line_ - lines * 64;
   }
 
   int rows() const { return args_ == nullptr ? 0 : args_->rows; }  // of queries
@@ -172,11 +168,6 @@ class RowsAhead {
 
  private:
   static constexpr std::int64_t kPart = kFetchStreams == 1 ? 1 << 30 : 512;
-  static constexpr std::byte kNowhere[64] = {};
-
-  __attribute__((noinline)) void FetchNow(int lines) {
-    for (int n = 0; n < lines; n += 2) Fetch();
-  }
 
   // The rows of a token follow one another, head after head: then they are fetched as one.
   bool Touching() const {
@@ -234,15 +225,15 @@ class RowsAhead {
   const std::byte* end_ = nullptr;
 };
 
-// The next few lines of RowsAhead, for a stretch of code that fetches them one by one and without branches.
+// The next few lines of RowsAhead, for a stretch of code that fetches them one by one. Where they adjoin, there is
+// nothing to be found out for each.
 template <int kLines>
 class LinesAhead {
  public:
-  explicit LinesAhead(RowsAhead& ahead)
-      : ahead_(ahead), first_(kFetchStreams == 1 ? ahead.Take(kLines) : nullptr) {}
+  explicit LinesAhead(RowsAhead& ahead) : ahead_(ahead), first_(ahead.Take(kLines)) {}
 
   __attribute__((always_inline)) void Fetch(int line) {
-    if constexpr (kFetchStreams == 1) {
+    if (first_ != nullptr) {
 #pragma GCC unroll 2
       for (int n = 0; n < kEvenRequests; ++n) {
         __builtin_prefetch(first_ + line * 64 - n * RowsAhead::kAgain, 0, 2);
