@@ -34,7 +34,7 @@ constexpr Solver TileSolver(std::string_view name) {
 constexpr Solver kTileBf16 = TileSolver<Bf16Scores, Bf16Values>("tile bf16 bf16");
 constexpr Solver kTileInt8 = TileSolver<Int8Scores, Bf16Values>("tile int8 bf16");
 
-// With one and two rows f16 is as fast in f32, or faster (Zen 4, two rows, 4, 16 and 64 Ki keys: 4 to 9 %, from the
+// With one and two rows f16 is as fast in f32, or faster (Zen 4, two rows, 4, 16 and 64 Ki keys: 0 to 9 %, from the
 // second level 4 % slower); with three, bf16 is 1 to 17 % faster (64 and 4 Ki keys).
 constexpr int kF16FromRows = 3;
 
