@@ -27,6 +27,8 @@ constexpr int kRowsOfPass = 8;
 constexpr int kSearchGroups = 8;  // 4 were 0 to 11 % slower: the keys that groups share become fewer
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
+#include "kernels/simd/int8_blocks-inl.h"
+#include "kernels/simd/int8_weights-inl.h"
 #include "kernels/simd/int8_rows-inl.h"
 #include "kernels/simd/bf16_weights-inl.h"
 constexpr int kPanelBytes = kPanel * 4;

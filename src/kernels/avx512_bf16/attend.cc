@@ -21,6 +21,8 @@ constexpr int kRowsOfPass = 6;
 constexpr int kSearchGroups = 1;
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
+#include "kernels/simd/int8_blocks-inl.h"
+#include "kernels/simd/int8_weights-inl.h"
 #include "kernels/simd/int8_rows-inl.h"
 #include "kernels/simd/bf16_weights-inl.h"
 #include "kernels/simd/bf16-inl.h"

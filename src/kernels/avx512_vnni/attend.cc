@@ -18,6 +18,8 @@ constexpr int kRowsOfPass = 8;
 constexpr int kSearchGroups = 2;
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"
+#include "kernels/simd/int8_blocks-inl.h"
+#include "kernels/simd/int8_weights-inl.h"
 #include "kernels/simd/int8_rows-inl.h"
 // clang-format on
 
