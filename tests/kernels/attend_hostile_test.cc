@@ -367,6 +367,19 @@ TEST_P(Hostile, FastArithmeticTakesScalesOfZero) {
   for (const float output : got.output) EXPECT_EQ(output, 0.0f);
 }
 
+TEST_P(Hostile, FastArithmeticTakesNegativeScales) {
+  KernelProblem problem(DType::kQ8_0, rows(), 300, 64, 64, 3);
+  problem.fast = true;
+  const KernelResult before = Solve(kernels(), problem);
+  for (std::int64_t block = 70 * 2; block < 150 * 2; block += 3) {
+    NegateQ8Block(problem.keys, block);
+    NegateQ8Block(problem.values, block);
+  }
+  const KernelResult got = Solve(kernels(), problem);
+  EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), 1e-2);
+  EXPECT_EQ(got.lse, before.lse);
+}
+
 // The last key row ends where an unreadable page begins.
 TEST_P(Hostile, ReadsNothingBehindTheLastRow) {
   for (const DType type : {DType::kF16, DType::kBF16, DType::kQ8_0}) {

@@ -56,6 +56,15 @@ struct KernelProblem {
   }
 };
 
+// The same numbers from a scale with the other sign.
+inline void NegateQ8Block(Tensor& tensor, std::int64_t block) {
+  std::byte* const at = tensor.bytes.data() + block * kQ8BlockBytes;
+  at[1] ^= std::byte{0x80};
+  for (std::int64_t i = 2; i < kQ8BlockBytes; ++i) {
+    at[i] = static_cast<std::byte>(-static_cast<std::int8_t>(at[i]));
+  }
+}
+
 struct KernelResult {
   std::vector<float> output;  // [rows, dim_v]
   std::vector<float> lse;     // [rows]

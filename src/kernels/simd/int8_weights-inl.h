@@ -37,10 +37,8 @@ struct ByteWeights {
     largest = MaxOrSecond(largest, {_mm512_permute_ps(largest.v, _MM_SHUFFLE(1, 0, 3, 2))});
     largest = MaxOrSecond(largest, {_mm512_permute_ps(largest.v, _MM_SHUFFLE(2, 3, 0, 1))});
     largest.Store(most);
-    // Below it probabilities are nothing beside the one that is 1, and inverses infinite.
-    const Vec least = Vec::Set(0x1p-100f);
-    const __mmask16 some = _mm512_cmp_ps_mask(largest.v, least.v, _CMP_GT_OQ);
-    const Vec inverse = {_mm512_maskz_div_ps(some, Vec::Set(kMostShare).v, largest.v)};
+    // Infinite where they are nothing beside the one that is 1: then integers are the least, and weights 0.
+    const Vec inverse = Vec::Set(kMostShare) / largest;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) p[v] = p[v] * inverse;
     return Pack(p);
