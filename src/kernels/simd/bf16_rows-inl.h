@@ -113,30 +113,11 @@ struct Bf16Rows {
   }
 
   static int SoftmaxFetches(const AttendArgs& /*args*/) { return kSoftmaxFetches; }
-  static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
-                    RowsAhead& ahead, float* scores) {
-    if (kHoldsAll || *from.held) {
-      AsBf16<kType> keys;
-      const auto score = [&]<int kPairs>() __attribute__((always_inline)) {
-        ScoreChunk<kPairs>(from.queries, args.keys, chunk, keys, ahead, scores);
-      };
-      switch ((args.rows + 1) / 2) {
-        case 1:
-          score.template operator()<1>();
-          break;
-        case 2:
-          score.template operator()<2>();
-          break;
-        case 3:
-          score.template operator()<3>();
-          break;
-        default:
-          score.template operator()<4>();
-      }
-      if (keys.Held()) return;
+  static void Score(const FewScratch<Bf16Rows>* few, const AttendArgs* args, int problems,
+                    const KeyChunk& chunk, RowsAhead& ahead) {
+    for (int p = 0; p < problems; ++p) {
+      ScoreOne(few[p].operands, args[p], chunk, ahead, few[p].scores);
     }
-    F32Rows::TakeQueries(args, from.in_f32);  // anew for each chunk, of which few come here
-    F32Rows::Score(from.in_f32, args, chunk, ahead, scores);
   }
 
   static void Add(const FewScratch<Bf16Rows>* scratch, const AttendArgs* problem, int p,
@@ -172,6 +153,33 @@ struct Bf16Rows {
   // With so few rows, arithmetic is faster than memory.
   static constexpr int RequestsOf(int rows) {
     return rows <= (kType == DType::kBF16 ? 4 : 2) ? kMoreRequests : kRequests;
+  }
+
+  static void ScoreOne(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
+                       RowsAhead& ahead, float* scores) {
+    if (kHoldsAll || *from.held) {
+      AsBf16<kType> keys;
+      const auto score = [&]<int kPairs>() __attribute__((always_inline)) {
+        ScoreChunk<kPairs>(from.queries, args.keys, chunk, keys, ahead, scores);
+      };
+      switch ((args.rows + 1) / 2) {
+        case 1:
+          score.template operator()<1>();
+          break;
+        case 2:
+          score.template operator()<2>();
+          break;
+        case 3:
+          score.template operator()<3>();
+          break;
+        default:
+          score.template operator()<4>();
+      }
+      if (keys.Held()) return;
+    }
+    F32Rows::TakeQueries(args, from.in_f32);  // anew for each chunk, of which few come here
+    ScoreRows(from.in_f32.queries, args.rows, args.keys, chunk.key_offsets, chunk.count, ahead,
+              scores);
   }
 
   static constexpr int Padded(int dim) { return (dim + kSlice - 1) / kSlice * kSlice; }

@@ -340,9 +340,12 @@ struct F32Rows {
   static int SoftmaxFetches(const AttendArgs& /*args*/) {
     return kFetchStreams == 1 ? 0 : kSoftmaxFetches;
   }
-  static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
-                    RowsAhead& ahead, float* scores) {
-    ScoreRows(from.queries, args.rows, args.keys, chunk.key_offsets, chunk.count, ahead, scores);
+  static void Score(const FewScratch<F32Rows>* few, const AttendArgs* args, int problems,
+                    const KeyChunk& chunk, RowsAhead& ahead) {
+    for (int p = 0; p < problems; ++p) {
+      ScoreRows(few[p].operands.queries, args[p].rows, args[p].keys, chunk.key_offsets, chunk.count,
+                ahead, few[p].scores);
+    }
   }
   static void Add(const FewScratch<F32Rows>* few, const AttendArgs* args, int p, int /*problems*/,
                   const KeyChunk& chunk, RowsAhead& ahead) {
@@ -356,9 +359,7 @@ template <typename Rows>
 inline void AttendChunk(const AttendArgs* args, int problems, const KeyChunk& chunk,
                         const KeyChunk& next, FewScratch<Rows>* few) {
   RowsAhead values(args, &AttendArgs::values, problems, chunk.value_offsets, chunk.count);
-  for (int p = 0; p < problems; ++p) {
-    Rows::Score(few[p].operands, args[p], chunk, values, few[p].scores);
-  }
+  Rows::Score(few, args, problems, chunk, values);
   RowsAhead ahead(args, &AttendArgs::keys, problems, next.key_offsets, next.count);
   for (int p = 0; p < problems; ++p) {
     WeighChunk(args[p], chunk, Rows::SoftmaxFetches(args[p]), few[p], ahead);

@@ -72,10 +72,9 @@ struct Int8Rows {
     return left < 0 ? 0 : (left + lines - 1) / lines;
   }
 
-  static void Score(const Operands& from, const AttendArgs& args, const KeyChunk& chunk,
-                    RowsAhead& ahead, float* scores) {
-    const ChunkRows keys = {args.keys.data, chunk.key_offsets, chunk.count};
-    kScoreKeys[args.rows](from, args.keys.dim / kBlock, keys, ahead, scores);
+  static void Score(const FewScratch<Int8Rows>* few, const AttendArgs* args, int problems,
+                    const KeyChunk& chunk, RowsAhead& ahead) {
+    kScoreKeys[args->rows](few, args, problems, chunk, ahead);
   }
 
   // While the values of a problem are added, the scales of the next one's are taken.
@@ -112,69 +111,77 @@ struct Int8Rows {
     std::uint16_t* to;  // [blocks][kChunkKeys]
   };
 
-  // scores[r][key] of R rows. The next 16 keys are turned under the products of 16. Each product of a chain
-  // waits for the one before: so with few rows there are two chains. All rows share what was turned: against two
-  // passes of four, in an earlier order, 5 rows were 16 to 20 % faster, 7 rows 13 to 15, 8 rows 11.
+  // scores[r][key] of R rows and all problems, 16 keys after 16: the rows of a token are neighbours, and read one
+  // after another (Zen 4, in turn, against problem after problem: 1 to 3 % faster). The next 16 keys of a block
+  // are turned under the products of 16. Each product of a chain waits for the one before: so with few rows
+  // there are two chains. All rows share what was turned: against two passes of four, in an earlier order, 5 rows
+  // were 16 to 20 % faster, 7 rows 13 to 15, 8 rows 11.
   template <int R>
-  static void ScoreKeys(const Operands& operands, int blocks, const ChunkRows& rows,
-                        RowsAhead& ahead, float* scores) {
+  static void ScoreKeys(const FewScratch<Int8Rows>* few, const AttendArgs* args, int problems,
+                        const KeyChunk& chunk, RowsAhead& ahead) {
     constexpr int kChains = R < 4 ? 2 : 1;
-    const Operands from = operands;
-    const ChunkRows keys = rows;
+    const int blocks = args->keys.dim / kBlock;
     __m512i next[kWords];
     TurnedKeys turn;
 #pragma GCC unroll 8
     for (int step = 0; step < TurnedKeys::kSteps; ++step) {
-      turn.Step(step, keys.data, keys.offsets, next);
+      turn.Step(step, args->keys.data, chunk.key_offsets, next);
     }
-    for (int j = 0; j < keys.count; j += kLanes) {
-      Vec sums[R];
+    for (int j = 0; j < chunk.count; j += kLanes) {
+      for (int p = 0; p < problems; ++p) {
+        Vec sums[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[r] = Vec::Set(0.0f);
-      const std::uint32_t* queries = from.queries;
-      const float* query_scales = from.query_scales;
-      const std::int32_t* starts = from.starts;
-      const std::int64_t* offsets = keys.offsets + j;
-      const std::byte* at = keys.data;
-      for (int block = 0; block < blocks; ++block) {
-        at += kQ8BlockBytes;
-        if (block + 1 == blocks) {
-          at = keys.data;
-          if (j + kLanes < keys.count) offsets += kLanes;
-        }
-        __m512i words[kWords];
+        for (int r = 0; r < R; ++r) sums[r] = Vec::Set(0.0f);
+        const Operands from = few[p].operands;
+        const std::uint32_t* queries = from.queries;
+        const float* query_scales = from.query_scales;
+        const std::int32_t* starts = from.starts;
+        float* const scores = few[p].scores + j;
+        const std::byte* at = args[p].keys.data;
+        const std::int64_t* offsets = chunk.key_offsets + j;
+        const bool last = p + 1 == problems;
+        const std::byte* const then = args[last ? 0 : p + 1].keys.data;
+        const int step = last && j + kLanes < chunk.count ? kLanes : 0;
+        for (int block = 0; block < blocks; ++block) {
+          at += kQ8BlockBytes;
+          if (block + 1 == blocks) {
+            at = then;
+            offsets += step;
+          }
+          __m512i words[kWords];
 #pragma GCC unroll 8
-        for (int w = 0; w < kWords; ++w) words[w] = next[w];
-        const Vec key_scales = turn.Scales();
-        LinesAhead<kLinesUnderScores> lines(ahead);
-        __m512i dots[R][kChains];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          dots[r][0] = _mm512_set1_epi32(starts[r]);
-          if constexpr (kChains == 2) dots[r][1] = _mm512_setzero_si512();
-        }
-        lines.Fetch(kWords);
-#pragma GCC unroll 8
-        for (int w = 0; w < kWords; ++w) {
-          lines.Fetch(w);
-          turn.Step(w, at, offsets, next);
+          for (int w = 0; w < kWords; ++w) words[w] = next[w];
+          const Vec key_scales = turn.Scales();
+          LinesAhead<kLinesUnderScores> lines(ahead);
+          __m512i dots[R][kChains];
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
-            AddDots(words[w], queries[r * kWords + w], dots[r][w % kChains]);
+            dots[r][0] = _mm512_set1_epi32(starts[r]);
+            if constexpr (kChains == 2) dots[r][1] = _mm512_setzero_si512();
           }
+          lines.Fetch(kWords);
+#pragma GCC unroll 8
+          for (int w = 0; w < kWords; ++w) {
+            lines.Fetch(w);
+            turn.Step(w, at, offsets, next);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+              AddDots(words[w], queries[r * kWords + w], dots[r][w % kChains]);
+            }
+          }
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            if constexpr (kChains == 2) dots[r][0] = _mm512_add_epi32(dots[r][0], dots[r][1]);
+            const Vec dot = {_mm512_cvtepi32_ps(dots[r][0])};
+            sums[r] = MulAdd(dot * Vec::Set(query_scales[r]), key_scales, sums[r]);
+          }
+          queries += kMaxFewRows * kWords;
+          query_scales += kMaxFewRows;
+          starts += kMaxFewRows;
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          if constexpr (kChains == 2) dots[r][0] = _mm512_add_epi32(dots[r][0], dots[r][1]);
-          const Vec dot = {_mm512_cvtepi32_ps(dots[r][0])};
-          sums[r] = MulAdd(dot * Vec::Set(query_scales[r]), key_scales, sums[r]);
-        }
-        queries += kMaxFewRows * kWords;
-        query_scales += kMaxFewRows;
-        starts += kMaxFewRows;
+        for (int r = 0; r < R; ++r) sums[r].Store(scores + r * kChunkKeys);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[r].Store(scores + r * kChunkKeys + j);
     }
   }
 
@@ -317,7 +324,8 @@ struct Int8Rows {
     }
   }
 
-  using ScoreKeysFn = void (*)(const Operands&, int, const ChunkRows&, RowsAhead&, float*);
+  using ScoreKeysFn = void (*)(const FewScratch<Int8Rows>*, const AttendArgs*, int, const KeyChunk&,
+                               RowsAhead&);
   using AddValuesFn = void (*)(const FewSums&, int, const ChunkRows&, const std::uint16_t*,
                                const Scales&, RowsAhead&);
   // [R]: all rows share what is turned and interleaved.
