@@ -227,15 +227,15 @@ class RowsAhead {
 
 // The next few lines of RowsAhead, for a stretch of code that fetches them one by one. Where they adjoin, there is
 // nothing to be found out for each.
-template <int kLines>
+template <int kLines, int kTimes = kEvenRequests>
 class LinesAhead {
  public:
   explicit LinesAhead(RowsAhead& ahead) : ahead_(ahead), first_(ahead.Take(kLines)) {}
 
   __attribute__((always_inline)) void Fetch(int line) {
     if (first_ != nullptr) {
-#pragma GCC unroll 2
-      for (int n = 0; n < kEvenRequests; ++n) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kTimes; ++n) {
         __builtin_prefetch(first_ + line * 64 - n * RowsAhead::kAgain, 0, 2);
       }
     } else if (line % 2 == 0) {

@@ -104,6 +104,9 @@ struct Int8Rows {
   // For 16 keys or values and a block, of 8.5 lines that are needed.
   static constexpr int kLinesUnderScores = 9;
   static constexpr int kLinesUnderValues = 7;
+  // One row is computed faster than it is read: with three its decode is 3 to 4 % faster than with two from 64 Ki
+  // keys, and 3 slower from 4 Ki.
+  static constexpr int RequestsOf(int rows) { return rows == 1 ? kRequests : kEvenRequests; }
 
   // Where scales lie, and where they go.
   struct Scales {
@@ -152,7 +155,7 @@ struct Int8Rows {
 #pragma GCC unroll 8
           for (int w = 0; w < kWords; ++w) words[w] = next[w];
           const Vec key_scales = turn.Scales();
-          LinesAhead<kLinesUnderScores> lines(ahead);
+          LinesAhead<kLinesUnderScores, RequestsOf(R)> lines(ahead);
           __m512i dots[R][kChains];
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
@@ -241,7 +244,7 @@ struct Int8Rows {
 #pragma GCC unroll 1
         for (int group = 0; group < kGroups; ++group) {
           const Cursor group_at = next;
-          LinesAhead<kLinesUnderValues> lines(ahead);
+          LinesAhead<kLinesUnderValues, RequestsOf(R)> lines(ahead);
           __m512i dots[R][2];
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm512_setzero_si512();
