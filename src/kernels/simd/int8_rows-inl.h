@@ -197,20 +197,31 @@ struct Int8Rows {
     }
   }
 
-  // The four values that are taken next, and the scales of those that follow.
+  // Four values that are taken next, and the scales of those that follow.
   struct Cursor {
     const std::byte* block;
     const std::int64_t* offsets;
     const std::byte* scales;
     std::uint16_t* scales_to;
-  };
-  __attribute__((always_inline)) static void TakeFourScales(const Cursor& at) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) at.scales_to[i] = Q8Block::Scale(at.scales + at.offsets[i]);
-  }
 
-  // outputs of R rows, shrunk, plus all keys of the chunk. Four values are interleaved under the products of the
-  // four before.
+    void Skip(int keys) {
+      offsets += keys;
+      scales_to += keys;
+    }
+    // From the first four of the last group to those of the first.
+    void NextBlock() {
+      Skip(-4 * (kGroups - 1));
+      block += kQ8BlockBytes;
+      scales += kQ8BlockBytes;
+      scales_to += kChunkKeys;
+    }
+    __attribute__((always_inline)) void TakeScales() const {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) scales_to[i] = Q8Block::Scale(scales + offsets[i]);
+    }
+  };
+
+  // outputs of R rows, shrunk, plus all keys of the chunk.
   template <int R>
   static void AddValues(const FewSums& few, int blocks, const ChunkRows& values,
                         const std::uint16_t* scales, const Scales& following, RowsAhead& ahead) {
@@ -227,7 +238,7 @@ struct Int8Rows {
     four.Mix();
     four.Finish();
     four.Next();
-    TakeFourScales(next);
+    next.TakeScales();
     for (int first = 0; first < blocks; first += kTogether) {
       const int some = Min(kTogether, blocks - first);
       alignas(64) std::uint8_t weights[kTogether][R * kChunkKeys];
@@ -237,71 +248,78 @@ struct Int8Rows {
       }
       for (int b = 0; b < some; ++b) {
         const int block = first + b;
-        const std::uint8_t* weight = weights[b];
         Vec sums[R][2];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = Vec::Set(0.0f);
 #pragma GCC unroll 1
         for (int group = 0; group < kGroups; ++group) {
-          const Cursor group_at = next;
-          LinesAhead<kLinesUnderValues, RequestsOf(R)> lines(ahead);
-          __m512i dots[R][2];
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            next.offsets += kLanes;
-            next.scales_to += kLanes;
-            if (v + 1 == kVectors) {
-              if (group + 1 < kGroups) {
-                next.offsets = group_at.offsets + 4;
-                next.scales_to = group_at.scales_to + 4;
-              } else if (block + 1 < blocks) {
-                next = {group_at.block + kQ8BlockBytes, values.offsets,
-                        group_at.scales + kQ8BlockBytes, following.to + (block + 1) * kChunkKeys};
-              } else {
-                next = group_at;
-              }
-            }
-            const auto add = [&]<int r>() __attribute__((always_inline)) {
-              if constexpr (r < R) {
-                std::int32_t bytes;
-                __builtin_memcpy(&bytes, weight + r * kChunkKeys + 4 * v, sizeof(bytes));
-                const __m512i each = _mm512_set1_epi32(bytes);
-                dots[r][0] = _mm512_dpbusd_epi32(dots[r][0], each, four.low);
-                Pin(dots[r][0]);
-                dots[r][1] = _mm512_dpbusd_epi32(dots[r][1], each, four.high);
-                Pin(dots[r][1]);
-              }
-            };
-            lines.Fetch(2 * v);
-            four.Load(0, next.block, next.offsets);
-            add.template operator()<0>();
-            add.template operator()<4>();
-            four.Load(1, next.block, next.offsets);
-            add.template operator()<1>();
-            add.template operator()<5>();
-            if (2 * v + 1 < kLinesUnderValues) lines.Fetch(2 * v + 1);
-            four.Mix();
-            add.template operator()<2>();
-            add.template operator()<6>();
-            TakeFourScales(next);
-            four.Finish();
-            add.template operator()<3>();
-            add.template operator()<7>();
-            four.Next();
-          }
-          weight += kVectors * 4;
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            const Vec step = Vec::Set(most[r * kLanes + 4 * group]);
-#pragma GCC unroll 2
-            for (int i = 0; i < 2; ++i) {
-              sums[r][i] = MulAdd({_mm512_cvtepi32_ps(dots[r][i])}, step, sums[r][i]);
-            }
-          }
+          AddGroup<R>(group, block + 1 < blocks, weights[b], most, next, four, ahead, sums);
         }
         AddToOutputs<R>(sums, units[b], few, block, blocks);
+      }
+    }
+  }
+
+  // sums plus a group of keys, of which `four` has the first. The next four are interleaved under the products of
+  // four, the first of the next group or block under those of the last.
+  template <int R>
+  __attribute__((always_inline)) static void AddGroup(int group, bool more_blocks,
+                                                      const std::uint8_t* weights,
+                                                      const float* most, Cursor& next,
+                                                      InterleavedValues& four, RowsAhead& ahead,
+                                                      Vec (&sums)[R][2]) {
+    const Cursor first = next;
+    LinesAhead<kLinesUnderValues, RequestsOf(R)> lines(ahead);
+    __m512i dots[R][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (v + 1 < kVectors) {
+        next.Skip(kLanes);
+      } else {
+        next = first;
+        if (group + 1 < kGroups) {
+          next.Skip(4);
+        } else if (more_blocks) {
+          next.NextBlock();
+        }
+      }
+      const auto add = [&]<int r>() __attribute__((always_inline)) {
+        if constexpr (r < R) {
+          std::int32_t bytes;
+          __builtin_memcpy(&bytes, weights + r * kChunkKeys + 4 * (group * kVectors + v),
+                           sizeof(bytes));
+          const __m512i weight = _mm512_set1_epi32(bytes);
+          dots[r][0] = _mm512_dpbusd_epi32(dots[r][0], weight, four.low);
+          Pin(dots[r][0]);
+          dots[r][1] = _mm512_dpbusd_epi32(dots[r][1], weight, four.high);
+          Pin(dots[r][1]);
+        }
+      };
+      lines.Fetch(2 * v);
+      four.Load(0, next.block, next.offsets);
+      add.template operator()<0>();
+      add.template operator()<4>();
+      four.Load(1, next.block, next.offsets);
+      add.template operator()<1>();
+      add.template operator()<5>();
+      if (2 * v + 1 < kLinesUnderValues) lines.Fetch(2 * v + 1);
+      four.Mix();
+      add.template operator()<2>();
+      add.template operator()<6>();
+      next.TakeScales();
+      four.Finish();
+      add.template operator()<3>();
+      add.template operator()<7>();
+      four.Next();
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec step = Vec::Set(most[r * kLanes + 4 * group]);
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        sums[r][i] = MulAdd({_mm512_cvtepi32_ps(dots[r][i])}, step, sums[r][i]);
       }
     }
   }
