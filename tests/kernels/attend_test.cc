@@ -273,6 +273,16 @@ TEST_P(AttendKernel, FastArithmeticKeepsItsAccuracyOverLongContexts) {
   if (kernels_tested == 0) GTEST_SKIP() << "no kernel is faster than the exact ones";
 }
 
+// Scores add next to no error here, so this is what rounding weights costs.
+TEST_P(AttendKernel, FastArithmeticOfFlatAttentionIsBetterThanBf16) {
+  for (const int rows : {1, 4, 8}) {
+    KernelProblem problem(DType::kQ8_0, rows, 1000, 128, 128, 3, 0.05f);
+    problem.fast = true;
+    const KernelResult got = Solve(kernels(), problem);
+    EXPECT_LE(RelativeError(got.output.data(), problem.Want().output), 4e-3) << rows;
+  }
+}
+
 // Several KV heads in one call give what each gives alone, also where the first row sees only some of the keys.
 void ExpectTogetherAsApart(const KernelTable& kernels, DType type, bool fast, int rows) {
   constexpr int kProblems = 19;  // more than one pass of the few-rows kernel takes

@@ -2,8 +2,8 @@
 //
 // Blocks of q8_0 on their way into the lanes that int8 products take (int8_rows-inl.h): in steps, which a loop
 // puts between the products of the blocks before. `Pin` keeps that order, for the processor does not look far
-// enough ahead to find it, and the compiler would undo it (scores of four rows x 128, Zen 4: 15 cycles a key, in
-// the compiler's order 17 to 23).
+// enough ahead to find it, and the compiler would undo it (scores of four rows x 128 took 15 cycles a key of Zen 4,
+// in the compiler's order 17 to 23).
 
 // Keeps an instruction's place among others that are pinned.
 template <typename T>
@@ -21,13 +21,6 @@ struct Q8Block {
   static __m512i TwoBytes(const std::byte* first, const std::byte* second) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(Bytes(first)), Bytes(second), 1);
   }
-};
-
-// Rows of a chunk, of keys or of values.
-struct ChunkRows {
-  const std::byte* data;
-  const std::int64_t* offsets;  // [kChunkKeys], padded with the last
-  int count;
 };
 
 // Turns a block of 16 keys, so that a lane holds four bytes of one.

@@ -13,7 +13,8 @@
 //
 //      o_i = sum over chunks and their groups  u[g, b] sum_j w_j v_ji
 //
-//   Queries are rounded to int8 as in int8-inl.h, which is the larger error by far.
+//   Queries are rounded to int8 as in int8-inl.h, which is the larger error where scores spread by more
+//   than 1 (docs/tuning.md).
 //
 // Cost of a key for 4 rows of dim 128: 8 + 8 dot-product instructions, where f32 takes 64 multiply-adds; with
 // all that belongs to them 14 + 17 cycles of Zen 4 from the first level, and 2 for the softmax.
@@ -107,6 +108,13 @@ struct Int8Rows {
   // One row is computed faster than it is read: with three its decode is 3 to 4 % faster than with two from 64 Ki
   // keys, and 3 slower from 4 Ki.
   static constexpr int RequestsOf(int rows) { return rows == 1 ? kRequests : kEvenRequests; }
+
+  // Values of a chunk.
+  struct ChunkRows {
+    const std::byte* data;
+    const std::int64_t* offsets;  // [kChunkKeys], padded with the last
+    int count;
+  };
 
   // Where scales lie, and where they go.
   struct Scales {

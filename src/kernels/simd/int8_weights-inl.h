@@ -6,8 +6,8 @@
 //      u[g, b] = m_p[g] m_d[b] / 255        m_p[g]: the largest p of the row in group g of 16 keys
 //                                           m_d[b]: the largest scale of the chunk's values in the block
 //
-// so that a key that outweighs all others rounds no more than 15 of them to nothing. Rounding adds 0.35 % to the
-// error where scores are normally distributed; with one step for the 64 keys of a chunk it would be 0.56 %.
+// so that a key that outweighs all others rounds no more than 15 of them to nothing. It makes the output wrong by
+// 2.5e-3 where all keys weigh the same, see docs/tuning.md.
 //
 // Groups are what a lane's neighbours and the chunk's four vectors have in common, and the order of weights is that
 // in which packing four vectors leaves them, so neither needs a shuffle across 128-bit lanes:
