@@ -334,7 +334,11 @@ void RunDenseItem(Attention::Impl& attention, int item, std::size_t thread) {
     }
   }
   ItemTrail& trail = attention.workspace->trails[thread];
-  scratch.problems[0].fetched = trail.Take(attention.serial, item, item - split + plan.splits);
+  const std::uint64_t epoch = attention.workspace->epoch.load(std::memory_order_relaxed);
+  const int pieces = item - split;  // of these tiles begin here
+  const int pieces_end = pieces + plan.splits;
+  scratch.problems[0].same_queries = trail.Follows(attention.serial, epoch, pieces, pieces_end);
+  scratch.problems[0].fetched = trail.Take(attention.serial, epoch, item, pieces_end);
   if (trail.next != ItemTrail::kNone) {
     scratch.problems[0].ahead = PieceOf(plan, split + trail.next - item);
   }
@@ -351,6 +355,7 @@ void RunDenseItem(Attention::Impl& attention, int item, std::size_t thread) {
         attention.workspace->finished[static_cast<std::size_t>(item / plan.splits)];
     if (finished.fetch_add(1, std::memory_order_acq_rel) == plan.splits - 1) {
       finished.store(0, std::memory_order_relaxed);
+      attention.workspace->epoch.fetch_add(1, std::memory_order_relaxed);
       for (int n = 0; n < plan.heads_per_item; ++n) {
         MergeTile(attention, TileAt(plan, first_tile + n), partials, scratch);
       }
@@ -365,6 +370,7 @@ void RunPrunedItem(Attention::Impl& attention, int item, std::size_t thread) {
   const auto start = Clock::now();
   const AttentionPlan& plan = attention.plan;
   const ItemBlocks blocks = BlocksOf(plan, item);
+  attention.workspace->trails[thread] = {};
   ItemScratch scratch = LayOutItem(attention.workspace->threads[thread].get(), plan,
                                    *attention.kernels, attention.selector.get());
   for (int block = blocks.first; block < blocks.last; ++block) {

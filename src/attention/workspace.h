@@ -20,18 +20,25 @@ struct alignas(kCacheLine) ItemTrail {
   static constexpr int kNone = -1;
 
   std::uint64_t plan = 0;
+  std::uint64_t epoch = 0;  // of the workspace, when the item was taken
   int item = kNone;
   int next = kNone;
 
+  // The thread's scratch is as an item in [begin, end) of this plan left it, in the run at hand.
+  bool Follows(std::uint64_t its_plan, std::uint64_t now, int begin, int end) const {
+    return its_plan == plan && now == epoch && begin <= item && item < end;
+  }
+
   // Moves on to an item, behind which `end` comes after the last that is worth presuming. Returns whether
   // it is the one that was presumed.
-  bool Take(std::uint64_t new_plan, int new_item, int end) {
+  bool Take(std::uint64_t new_plan, std::uint64_t now, int new_item, int end) {
     const bool same_plan = new_plan == plan;
     const bool presumed = same_plan && new_item == next;
     const int step = same_plan && item != kNone ? new_item - item : 0;
     next = step > 0 && step < end - new_item ? new_item + step : kNone;
     item = new_item;
     plan = new_plan;
+    epoch = now;
     return presumed;
   }
 };
@@ -47,6 +54,8 @@ struct Workspace::Impl {
   std::vector<AlignedBytes> threads;
   std::vector<ItemTrail> trails;  // of the threads
   std::uint64_t plans = 0;        // made so far
+  // Moves on with every plan and whenever pieces were merged: no run of a plan shares one with another.
+  std::atomic<std::uint64_t> epoch{0};
   std::size_t thread_size = 0;
   AlignedBytes shared;
   std::size_t shared_size = 0;

@@ -54,6 +54,8 @@ struct AttendArgs {
   // Hints, which change no result. Of the first problem:
   KeyRange ahead;  // keys that a call on the same tensors will presumably begin with; may be empty
   bool fetched = false;  // the keys of this call were `ahead` in the one before
+  // The call before had this scratch, these queries and this shape, and nobody has touched the scratch since.
+  bool same_queries = false;
 };
 
 // scores[g][i] = max over rows r of group g and keys j in {start, start + 1, ..} of block i, j < limit,

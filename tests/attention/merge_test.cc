@@ -33,7 +33,7 @@ TEST(Merge, PartsOverDisjointKeysGiveTheWhole) {
 
 TEST(Merge, EmptyPartsAreNeutral) {
   const float a[2] = {1, 2};
-  const float garbage[2] = {7, 7};
+  const float garbage[2] = {7, std::numeric_limits<float>::quiet_NaN()};
   const float* parts[3] = {garbage, a, garbage};
   const float lses[3] = {kEmpty, 0.5f, kEmpty};
   float out[2];
@@ -62,6 +62,29 @@ TEST(Merge, OrderDoesNotMatterBeyondRounding) {
   EXPECT_FLOAT_EQ(MergePartials(forward, lses, 64, x.data()),
                   MergePartials(backward, reversed, 64, y.data()));
   for (std::size_t i = 0; i < 64; ++i) EXPECT_NEAR(x[i], y[i], 1e-6);
+}
+
+TEST(Merge, ManyPartsOfAnyDim) {
+  constexpr int kParts = 150;
+  for (const int dim : {1, 32, 70}) {
+    std::vector<std::vector<float>> rows;
+    std::vector<const float*> parts;
+    for (std::uint32_t p = 0; p < kParts; ++p) {
+      rows.push_back(Gaussian(static_cast<std::size_t>(dim), p));
+      parts.push_back(rows.back().data());
+    }
+    const std::vector<float> lses = Gaussian(kParts, 1000);
+    double total = 0;
+    std::vector<double> want(static_cast<std::size_t>(dim));
+    for (std::size_t p = 0; p < kParts; ++p) {
+      const double weight = std::exp(static_cast<double>(lses[p]));
+      total += weight;
+      for (std::size_t i = 0; i < want.size(); ++i) want[i] += weight * rows[p][i];
+    }
+    std::vector<float> out(want.size());
+    EXPECT_NEAR(MergePartials(parts, lses, dim, out.data()), std::log(total), 1e-5);
+    for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(out[i], want[i] / total, 1e-6) << i;
+  }
 }
 
 TEST(Merge, NanMakesTheResultNan) {

@@ -175,6 +175,7 @@ TEST_P(AttendKernel, HintsChangeNoResult) {
         problem.runs = {{3, 90}, {120, 250}};
         const KernelResult without = Solve(kernels(), problem);
         problem.fetched = true;
+        problem.same_queries = true;
         for (const KeyRange ahead : {KeyRange{}, {250, 400}, {399, 400}, {0, 64}}) {
           problem.ahead = ahead;
           const KernelResult with = Solve(kernels(), problem);

@@ -24,6 +24,7 @@ struct KernelProblem {
   std::vector<std::vector<float>> mask;  // [rows][keys] or empty
   KeyRange ahead;
   bool fetched = false;
+  bool same_queries = false;  // solved a second time on the same scratch
 
   KernelProblem(DType type, int rows, int key_count, int dim_k, int dim_v, std::uint32_t seed,
                 float query_scale = 1)
@@ -119,6 +120,12 @@ inline KernelResult Solve(const KernelTable& kernels, const KernelProblem& probl
                            .ahead = problem.ahead,
                            .fetched = problem.fetched};
   kernels.attend(&args, 1);
+  if (problem.same_queries) {
+    std::fill(result.output.begin(), result.output.end(), 12345.0f);
+    AttendArgs again = args;
+    again.same_queries = true;
+    kernels.attend(&again, 1);
+  }
   for (std::size_t i = 0; i < kCacheLine; ++i) {
     if (scratch[size + i] != std::byte{0xA5}) result.lse.clear();  // fails every comparison
   }

@@ -371,9 +371,7 @@ inline void AttendChunk(const AttendArgs* args, int problems, const KeyChunk& ch
   }
 }
 
-template <typename Rows>
-inline void BeginFew(const AttendArgs& args, FewScratch<Rows>& few) {
-  Rows::TakeQueries(args, few.operands);
+inline void BeginFew(const AttendArgs& args, FewSums& few) {
   const int dim_v = args.values.dim;
   for (int row = 0; row < args.rows; ++row) {
     few.highest[row] = kLowest;
@@ -403,6 +401,7 @@ inline void AttendFew(const AttendArgs* args, int problems) {
   Cutter cutter{args[0].scratch};
   for (int p = 0; p < problems; ++p) {
     LayOutFew(cutter, args[p].keys.dim, args[p].values.dim, few[p]);
+    if (!args[0].same_queries) Rows::TakeQueries(args[p], few[p].operands);
     BeginFew(args[p], few[p]);
   }
   KeyChunk chunks[2];

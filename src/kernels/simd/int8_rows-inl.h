@@ -199,6 +199,7 @@ struct Int8Rows {
   // to[block][key], of a whole chunk.
   static void TakeScales(const ChunkRows& rows, int blocks, std::uint16_t* to) {
     for (int block = 0; block < blocks; ++block, to += kChunkKeys) {
+#pragma GCC unroll 8
       for (int j = 0; j < kChunkKeys; ++j) {
         to[j] = Q8Block::Scale(rows.data + rows.offsets[j] + block * kQ8BlockBytes);
       }
