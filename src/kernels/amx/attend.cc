@@ -24,6 +24,7 @@ using Bf16 = std::uint16_t;  // its bits
 #include "kernels/simd/avx512_vec-inl.h"
 constexpr int kFetchStreams = 4;
 constexpr int kRowsOfPass = 8;
+constexpr bool kWeightsFromMemory = false;
 constexpr int kSearchGroups = 8;  // 4 were 0 to 11 % slower: the keys that groups share become fewer
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"

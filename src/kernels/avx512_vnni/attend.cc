@@ -15,6 +15,7 @@ namespace {
 // Figures are in avx512/.
 constexpr int kFetchStreams = 4;
 constexpr int kRowsOfPass = 8;
+constexpr bool kWeightsFromMemory = false;
 constexpr int kSearchGroups = 2;
 #include "kernels/simd/kernels-inl.h"
 #include "kernels/simd/int8-inl.h"

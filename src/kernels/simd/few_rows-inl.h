@@ -127,6 +127,17 @@ inline void ScoreChunk(const float* queries, const RowsView& keys, const std::in
   }
 }
 
+// sum + weight * value
+__attribute__((always_inline)) inline Vec AddWeighted(const float& weight, Vec value, Vec sum) {
+#if defined(__AVX512F__)
+  if constexpr (kWeightsFromMemory) {
+    asm volatile("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(value.v), "m"(weight));
+    return sum;
+  }
+#endif
+  return MulAdd(Vec::Set(weight), value, sum);
+}
+
 // outputs[r][i] = outputs[r][i] * shrink[r] + sum_j weights[r][j] * v_j[i] for NV lane vectors from
 // i on: R * NV accumulators.
 template <int R, int NV, DType kType>
@@ -150,9 +161,9 @@ inline void AddSlice(const float* weights, const float* shrink, const RowsView& 
     for (int v = 0; v < NV; ++v) value[v] = LoadAs<kType>(row, i + v * Vec::kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec weight = Vec::Set(weights[r * kChunkKeys + j]);
+      const float& weight = weights[r * kChunkKeys + j];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[r][v] = MulAdd(weight, value[v], sum[r][v]);
+      for (int v = 0; v < NV; ++v) sum[r][v] = AddWeighted(weight, value[v], sum[r][v]);
     }
   }
   ahead = fetch;

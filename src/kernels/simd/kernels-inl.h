@@ -7,6 +7,7 @@
 //   kPanelVectors, kRegisterRows   the tile that fills the registers (tile-inl.h)
 //   kFetchStreams                  streams of memory that are fetched side by side (chunk-inl.h)
 //   kRowsOfPass                    query rows that share a widened key or value (few_rows-inl.h)
+//   kWeightsFromMemory             AVX-512: weights are operands in memory (few_rows-inl.h)
 //   kSearchGroups                  query blocks that are searched together (KernelTable::search_groups)
 //
 // tile-inl.h takes many rows (prefill), few_rows-inl.h few (decode) in chunks of chunk-inl.h, score-inl.h
