@@ -63,6 +63,35 @@ inline void StoreFourSums(Vec a, Vec b, Vec c, Vec d, float* out) {
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
+// Quarter n of mixed row m is that of row n ^ m.
+inline void MixQuarters(Vec (&rows)[4]) {
+  const auto mixed = [&](int m) {
+    __m512 quarters = _mm512_mask_mov_ps(rows[m].v, 0x00F0, rows[1 ^ m].v);
+    quarters = _mm512_mask_mov_ps(quarters, 0x0F00, rows[2 ^ m].v);
+    return Vec{_mm512_mask_mov_ps(quarters, 0xF000, rows[3 ^ m].v)};
+  };
+  const Vec all[] = {mixed(0), mixed(1), mixed(2), mixed(3)};
+  for (int m = 0; m < 4; ++m) rows[m] = all[m];
+}
+// out[r * stride + j] = the sum of row r and vector j, of products sums[m][j] of the mixed rows.
+__attribute__((always_inline)) inline void StoreMixedSums(const Vec (&sums)[4][4], float* out,
+                                                          std::int64_t stride) {
+  __m512 quarters[4];  // of the rows
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 odd[] = {sums[1][j].v, sums[3][j].v};
+    const __m512 low =
+        _mm512_add_ps(sums[0][j].v, _mm512_shuffle_f32x4(odd[0], odd[0], _MM_SHUFFLE(2, 3, 0, 1)));
+    const __m512 high =
+        _mm512_add_ps(sums[2][j].v, _mm512_shuffle_f32x4(odd[1], odd[1], _MM_SHUFFLE(2, 3, 0, 1)));
+    quarters[j] = _mm512_add_ps(low, _mm512_shuffle_f32x4(high, high, _MM_SHUFFLE(1, 0, 3, 2)));
+  }
+  const __m512 rows = SumInQuarters(quarters[0], quarters[1], quarters[2], quarters[3]);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(rows));
+  _mm_storeu_ps(out + stride, _mm512_extractf32x4_ps(rows, 1));
+  _mm_storeu_ps(out + 2 * stride, _mm512_extractf32x4_ps(rows, 2));
+  _mm_storeu_ps(out + 3 * stride, _mm512_extractf32x4_ps(rows, 3));
+}
 // out[0..4) = the largest lanes of a, b, c and d, of which none is NaN.
 inline void StoreFourMaxima(Vec a, Vec b, Vec c, Vec d, float* out) {
   const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
