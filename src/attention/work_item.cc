@@ -187,9 +187,8 @@ void MergeTile(const Attention::Impl& attention, const Tile& tile, const Partial
       parts[split] = partials.outputs + at * static_cast<std::size_t>(plan.dim_v);
       lses[split] = partials.lses[at];
     }
-    const auto count = static_cast<std::size_t>(plan.splits);
     scratch.lses[row] =
-        MergePartials({parts, count}, {lses, count}, plan.dim_v, scratch.outputs[row]);
+        attention.kernels->merge(parts, lses, plan.splits, plan.dim_v, scratch.outputs[row]);
   }
   AddSinks(attention.inputs, plan, tile, scratch.outputs, scratch.lses);
   WriteLses(attention.inputs, plan, tile, scratch.lses);

@@ -104,6 +104,8 @@ struct KernelTable {
   // The kernel that such a call gets: "tile" or "rows", then the arithmetic of K.Q^T and of P.V,
   // for example "tile int8 bf16".
   std::string_view (*kernel)(const AttendShape&);
+  // MergePartials of coppice/attention.h, for a dim that is a multiple of dim_multiple.
+  float (*merge)(const float* const* parts, const float* lses, int count, int dim, float* out);
   void (*score_blocks)(const ScoreArgs&);
   std::size_t (*score_scratch)(int groups, int rows, int dim);
   // Neighbouring query blocks that it pays to score together, as groups: where reading and packing a key

@@ -2,11 +2,42 @@
 #include <gtest/gtest.h>
 
 #include "attention/layer.h"
+#include "kernels/table.h"
 
 namespace coppice::testing {
 namespace {
 
 constexpr float kEmpty = -std::numeric_limits<float>::infinity();
+
+struct Parts {
+  int dim;
+  std::vector<std::vector<float>> values;
+  std::vector<const float*> rows;
+  std::vector<float> lses;
+
+  Parts(int count, int dim) : dim(dim), lses(Gaussian(static_cast<std::size_t>(count), 1000)) {
+    for (int p = 0; p < count; ++p) {
+      values.push_back(Gaussian(static_cast<std::size_t>(dim), static_cast<std::uint32_t>(p)));
+    }
+    for (const std::vector<float>& row : values) rows.push_back(row.data());
+  }
+
+  // merge(out) against the sum in float64; what is empty holds NaN.
+  template <typename Merge>
+  void ExpectMerged(Merge merge) const {
+    double total = 0;
+    std::vector<double> want(static_cast<std::size_t>(dim));
+    for (std::size_t p = 0; p < rows.size(); ++p) {
+      if (lses[p] == kEmpty) continue;
+      const double weight = std::exp(static_cast<double>(lses[p]));
+      total += weight;
+      for (std::size_t i = 0; i < want.size(); ++i) want[i] += weight * rows[p][i];
+    }
+    std::vector<float> out(want.size(), 12345.0f);
+    EXPECT_NEAR(merge(out.data()), std::log(total), 1e-5);
+    for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(out[i], want[i] / total, 1e-6) << i;
+  }
+};
 
 // Any cut of the keys gives the whole.
 TEST(Merge, PartsOverDisjointKeysGiveTheWhole) {
@@ -64,26 +95,10 @@ TEST(Merge, OrderDoesNotMatterBeyondRounding) {
   for (std::size_t i = 0; i < 64; ++i) EXPECT_NEAR(x[i], y[i], 1e-6);
 }
 
-TEST(Merge, ManyPartsOfAnyDim) {
-  constexpr int kParts = 150;
+TEST(Merge, AnyDim) {
   for (const int dim : {1, 32, 70}) {
-    std::vector<std::vector<float>> rows;
-    std::vector<const float*> parts;
-    for (std::uint32_t p = 0; p < kParts; ++p) {
-      rows.push_back(Gaussian(static_cast<std::size_t>(dim), p));
-      parts.push_back(rows.back().data());
-    }
-    const std::vector<float> lses = Gaussian(kParts, 1000);
-    double total = 0;
-    std::vector<double> want(static_cast<std::size_t>(dim));
-    for (std::size_t p = 0; p < kParts; ++p) {
-      const double weight = std::exp(static_cast<double>(lses[p]));
-      total += weight;
-      for (std::size_t i = 0; i < want.size(); ++i) want[i] += weight * rows[p][i];
-    }
-    std::vector<float> out(want.size());
-    EXPECT_NEAR(MergePartials(parts, lses, dim, out.data()), std::log(total), 1e-5);
-    for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(out[i], want[i] / total, 1e-6) << i;
+    const Parts parts(150, dim);
+    parts.ExpectMerged([&](float* out) { return MergePartials(parts.rows, parts.lses, dim, out); });
   }
 }
 
@@ -95,6 +110,49 @@ TEST(Merge, NanMakesTheResultNan) {
   EXPECT_TRUE(std::isnan(MergePartials(parts, lses, 1, out)));
   EXPECT_TRUE(std::isnan(out[0]));
 }
+
+class MergeKernel : public ::testing::TestWithParam<std::string> {
+ protected:
+  float Merge(const Parts& parts, float* out) const {
+    return FindKernels(GetParam())
+        ->merge(parts.rows.data(), parts.lses.data(), static_cast<int>(parts.rows.size()),
+                parts.dim, out);
+  }
+};
+
+TEST_P(MergeKernel, IsTheWeightedSum) {
+  for (const int count : {1, 5, 16, 64, 65, 150}) {
+    for (const int dim : {16, 80, 128, 256}) {
+      Parts parts(count, dim);
+      parts.ExpectMerged([&](float* out) { return Merge(parts, out); });
+      parts.lses[0] = 90;  // no exponential of f32 holds it
+      parts.ExpectMerged([&](float* out) { return Merge(parts, out); });
+    }
+  }
+}
+
+TEST_P(MergeKernel, EmptyPartsMayHoldAnything) {
+  Parts parts(70, 48);
+  for (const std::size_t p : {0u, 3u, 17u, 69u}) {
+    parts.lses[p] = kEmpty;
+    parts.values[p].assign(48, std::numeric_limits<float>::quiet_NaN());
+  }
+  parts.ExpectMerged([&](float* out) { return Merge(parts, out); });
+  parts.lses.assign(70, kEmpty);
+  std::vector<float> out(48, 7);
+  EXPECT_EQ(Merge(parts, out.data()), kEmpty);
+  EXPECT_EQ(out, std::vector<float>(48, 0.0f));
+}
+
+TEST_P(MergeKernel, NanMakesTheResultNan) {
+  Parts parts(20, 16);
+  parts.lses[7] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> out(16);
+  EXPECT_TRUE(std::isnan(Merge(parts, out.data())));
+  for (const float x : out) EXPECT_TRUE(std::isnan(x));
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, MergeKernel, ::testing::ValuesIn(AvailableIsas()));
 
 }  // namespace
 }  // namespace coppice::testing

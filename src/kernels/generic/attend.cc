@@ -90,6 +90,24 @@ std::size_t AttendScratch(const AttendShape& shape) {
 
 std::string_view Kernel(const AttendShape& /*shape*/) { return "rows f64 f64"; }
 
+float Merge(const float* const* parts, const float* lses, int count, int dim, float* out) {
+  float highest = -kInfinity;
+  for (int p = 0; p < count; ++p) {
+    if (!(lses[p] <= highest)) highest = lses[p];  // a NaN stays, and makes the result NaN
+  }
+  for (int i = 0; i < dim; ++i) out[i] = 0;
+  if (highest == -kInfinity) return highest;
+
+  float total = 0;
+  for (int p = 0; p < count; ++p) total += std::exp(lses[p] - highest);
+  for (int p = 0; p < count; ++p) {
+    const float weight = std::exp(lses[p] - highest) / total;
+    if (weight == 0) continue;
+    for (int i = 0; i < dim; ++i) out[i] += weight * parts[p][i];
+  }
+  return highest + std::log(total);
+}
+
 void ScoreBlocks(const ScoreArgs& args) {
   for (int at = 0; at < args.groups * args.count; ++at) {
     const int group = at / args.count;
@@ -118,6 +136,7 @@ const KernelTable kTable = {.isa = "generic",
                             .attend = Attend,
                             .attend_scratch = AttendScratch,
                             .kernel = Kernel,
+                            .merge = Merge,
                             .score_blocks = ScoreBlocks,
                             .score_scratch = ScoreScratch,
                             .search_groups = 1};

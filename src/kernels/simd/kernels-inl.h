@@ -22,6 +22,7 @@
 #include "kernels/simd/product-inl.h"
 #include "kernels/simd/tile-inl.h"
 #include "kernels/simd/score-inl.h"
+#include "kernels/simd/merge-inl.h"
 // clang-format on
 
 inline AttendShape ShapeOf(const AttendArgs& args, int problems) {
@@ -86,6 +87,7 @@ constexpr KernelTable MakeTable(std::string_view isa, int tile_rows, int split_k
           .attend = Attend,
           .attend_scratch = AttendScratch,
           .kernel = Kernel,
+          .merge = Merge,
           .score_blocks = ScoreBlocks,
           .score_scratch = ScoreScratch,
           .search_groups = kSearchGroups};
