@@ -11,7 +11,7 @@ namespace {
 
 // Below this many tiles the keys are split, so that a few threads still find equal work.
 constexpr int kEnoughItems = 32;
-// Pieces of few rows, whose problems of all KV heads are one item. A piece costs some 5 microseconds: its partial
+// Pieces of few rows, whose problems of all KV heads are one item. A piece costs 3 to 10 microseconds: its partial
 // results go to memory and come back, and memory waits while there is nothing to fetch (Zen 4, q8_0, 32/8 heads x 128,
 // in turn, against 32: 16 Ki keys 6 to 8 % faster, two threads 5 to 11; 64 Ki 3, two threads 1 to 3). More than 16
 // threads would find no piece, but so many read faster than memory.
