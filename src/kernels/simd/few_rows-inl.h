@@ -51,7 +51,7 @@ __attribute__((always_inline)) inline void FetchVectors(RowsAhead& ahead) {
 
 // Queries of a pass lie together for each vector of elements, [dim / lanes][R][lanes]. With 16 lanes those of four rows
 // are mixed by quarters: a sum then has a quarter of each row, and adding the four up costs half the shuffles
-// (Zen 4, f16: 42 to 39 cycles a key, from the first level).
+// (Zen 4, f16: 40 to 38 cycles a key, from the first level).
 template <int R>
 constexpr bool kMixed = R == 4 && Vec::kLanes == 16;
 
