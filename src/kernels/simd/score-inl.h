@@ -181,7 +181,7 @@ struct CandidateChunk : CandidateKeys {
 };
 
 struct ScoreFewLayout {
-  float* queries;  // [rows][dim]
+  float* queries;  // of TakeRows
   CandidateChunk now;
   CandidateChunk next;
   float* scores;  // [rows][kChunkKeys]
@@ -224,11 +224,7 @@ void ScoreFewRows(const ScoreArgs& args) {
     const float* const* queries = args.queries + group * args.rows;
     const float* levels = args.levels == nullptr ? nullptr : args.levels + group * args.rows;
     float* const scores = args.scores + std::int64_t{group} * args.count;
-    for (int row = 0; row < args.rows; ++row) {
-      for (int i = 0; i < args.keys.dim; ++i) {
-        layout.queries[row * args.keys.dim + i] = queries[row][i];
-      }
-    }
+    TakeRows(queries, args.rows, args.keys.dim, Vec::Set(1.0f), layout.queries);
     for (int i = 0; i < args.count; ++i) scores[i] = kMinusInfinity;
     CandidateWalk walk(args);
     const auto take = [&] {
