@@ -93,8 +93,7 @@ Status Attention::Plan(const AttentionInputs& inputs, Workspace& workspace) {
                                      std::to_string(impl.plan.tiles()) + " query blocks");
   }
   impl.workspace = workspace.impl_.get();
-  impl.serial = ++impl.workspace->plans;
-  ++impl.workspace->epoch;
+  impl.serial = ++impl.workspace->epoch;
   if (!impl.workspace->Reserve(impl.plan.thread_bytes, impl.plan.shared_bytes, impl.plan.tiles())) {
     return Status::ResourceExhausted("no memory for " + std::to_string(impl.plan.thread_bytes) +
                                      " bytes of scratch for each thread");

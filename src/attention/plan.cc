@@ -13,8 +13,8 @@ namespace {
 constexpr int kEnoughItems = 32;
 // Pieces of few rows, whose problems of all KV heads are one item. A piece costs 3 to 10 microseconds: its partial
 // results go to memory and come back, and memory waits while there is nothing to fetch (Zen 4, q8_0, 32/8 heads x 128,
-// in turn, against 32: 16 Ki keys 6 to 8 % faster, two threads 5 to 11; 64 Ki 3, two threads 1 to 3). More than 16
-// threads would find no piece, but so many read faster than memory.
+// in turn, against 32: 16 Ki keys 6 to 8 % faster, two threads 3 to 11; 64 Ki 3, two threads 1). More than 16
+// threads find no piece; so many would read 350 GB/s.
 constexpr int kFewRowsPieces = 16;
 // Searching for neighbouring query blocks together leaves at least so many items to threads.
 constexpr int kEnoughSearches = 16;

@@ -53,8 +53,8 @@ struct Workspace::Impl {
 
   std::vector<AlignedBytes> threads;
   std::vector<ItemTrail> trails;  // of the threads
-  std::uint64_t plans = 0;        // made so far
-  // Moves on with every plan and whenever pieces were merged: no run of a plan shares one with another.
+  // Moves on with every plan, whose serial number it is, and whenever pieces were merged: no run of a plan shares one
+  // with another.
   std::atomic<std::uint64_t> epoch{0};
   std::size_t thread_size = 0;
   AlignedBytes shared;

@@ -75,7 +75,7 @@ class DenseItems : public ::testing::Test {
     attention_.inputs.scale = static_cast<float>(layer_.Scale());
     attention_.plan = MakePlan(attention_.inputs, attention_.settings, kernels_, nullptr);
     attention_.workspace = &workspace_;
-    attention_.serial = ++workspace_.plans;
+    attention_.serial = ++workspace_.epoch;
     ASSERT_EQ(attention_.plan.items(), 4);
     ASSERT_TRUE(workspace_.Reserve(attention_.plan.thread_bytes, attention_.plan.shared_bytes,
                                    attention_.plan.tiles()));
